@@ -1,0 +1,44 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set up .venv, once.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test test-slow bench format clean
+
+demo: $(READY)
+	$(BIN)/edgekit build recipes/digits/recipe.yaml --target host
+	$(BIN)/edgekit build recipes/digits/static.yaml --target host
+	$(BIN)/edgekit verify build/digits/host
+	$(BIN)/edgekit run build/digits/host recipes/digits/samples/*.png
+	$(BIN)/edgekit bench build/digits/host --beside build/digits-static/host
+
+test: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow" -n 2
+
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Done again only when what is to be installed changes.
+$(READY): pyproject.toml constraints/host.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "edgekit builds with Python 3.11 or newer; found `$(PYTHON) --version 2>&1`." \
+	  "Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints/host.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,452 @@
+"""What a bundle says of itself: `manifest.json` as dataclasses, with its rules.
+
+A pure module: values in, values or `BundleError` out. Files are read and written next door, in
+`reader.py` and `writer.py`.
+
+Two hashes stand in every manifest. `bundle_id` covers what is deployed (`DEPLOYED`) and nothing
+that was measured or chosen for checking, so it is the same for the same inputs. `seal` covers the
+whole document, so that no byte of it changes unseen. Neither is a signature: they detect damage,
+not an attacker who recomputes them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from edgekit.errors import BundleError
+from edgekit.limits import LIMITS
+
+__all__ = [
+    "DEPLOYED",
+    "DTYPES",
+    "EVIDENCE_NAME",
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "Baselines",
+    "File",
+    "Golden",
+    "GoldenSample",
+    "Image",
+    "Input",
+    "Manifest",
+    "Policy",
+    "Requirements",
+    "Segment",
+    "Target",
+    "TensorSpec",
+    "TestData",
+    "Variant",
+    "canonical_json",
+    "check_path",
+    "identify",
+    "parse_manifest",
+    "seal",
+    "unseal",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+EVIDENCE_NAME = "evidence.json"
+
+DTYPES = frozenset({"float16", "float32", "int8", "uint8", "int32", "int64"})
+"""Element types that may cross a boundary, by their numpy names."""
+
+DEPLOYED = (
+    "format_version",
+    "target",
+    "input",
+    "labels",
+    "policy",
+    "variants",
+    "requirements",
+)
+"""The keys that `bundle_id` covers."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the bundle: its path within, its exact size, and the SHA-256 of its bytes."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor between segments. A `None` in `shape` is the batch, and stands first."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes that one sample takes."""
+        width = {"float16": 2, "float32": 4, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
+        return math.prod(self.shape[1:]) * width[self.dtype]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Segment(File):
+    """One segment's file and contract.
+
+    `inputs` and `outputs` name tensors of the variant; `logits` maps each exit computed here to
+    the output that holds its logits. `parameters` counts weights, `macs` the multiply-accumulate
+    operations of one sample.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    logits: dict[str, str]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One materialised configuration of the network: its chain, and the tensors that cross it."""
+
+    name: str
+    exits: tuple[str, ...]
+    tensors: dict[str, TensorSpec]
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The undivided network, built the same way, for `bench` to stand beside the chain.
+
+    `plain` has the final exit only, `whole` all of them. Not deployed: no part of `bundle_id`.
+    """
+
+    variant: str
+    plain: Segment
+    whole: Segment
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When a sample may leave: at the first exit whose confidence is `>=` its threshold.
+
+    `thresholds` has one entry per early exit, in order; the final exit takes what is left.
+    """
+
+    criterion: str
+    thresholds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Image:
+    """How a picture becomes the input tensor.
+
+    Decoded to `mode` ("L" or "RGB"), scaled to `resize` (the shorter side, or height and width),
+    cut to `crop` (height and width, centred), then `(pixel * scale - mean) / std` per channel,
+    channels first. `None` leaves a step out.
+    """
+
+    mode: str
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int] | None
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Input:
+    """The network's input: the tensor's name, dtype and shape without the batch."""
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    image: Image | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """The target that the segments were built for."""
+
+    name: str
+    engine: str
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What the device must have: Python (a version specifier) and packages, as pip reads them."""
+
+    python: str
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GoldenSample:
+    """A sample as a user would have it, by path, and the policy's decision on it."""
+
+    input: str
+    exit: str
+    class_index: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Samples and what the chain must say of them on any device.
+
+    `logits` has, per exit, the path of an array `[samples, classes]`; `max_relative_error` is how
+    far a device's logits may be from it, over the largest magnitude in the array.
+    """
+
+    samples: tuple[GoldenSample, ...]
+    logits: dict[str, str]
+    max_relative_error: float
+
+
+@dataclass(frozen=True)
+class TestData:
+    """The test split as paths of arrays.
+
+    `inputs` is `[samples, ...]`: pixels where the input is an image, else tensors. `labels` is
+    int64 `[samples]`, or absent.
+    """
+
+    inputs: str
+    labels: str | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of `manifest.json`, less its two hashes' computation."""
+
+    format_version: int
+    bundle_id: str
+    name: str
+    target: Target
+    input: Input
+    labels: tuple[str, ...]
+    policy: Policy
+    variants: tuple[Variant, ...]
+    baselines: tuple[Baselines, ...]
+    requirements: Requirements
+    golden: Golden
+    test_data: TestData | None
+    files: tuple[File, ...]
+    tools: dict[str, str]
+    recipe: dict[str, Any]
+
+    def all_files(self) -> tuple[File, ...]:
+        """Every file that the bundle must hold beside the manifest and the evidence."""
+        segments = [segment for variant in self.variants for segment in variant.segments]
+        undivided = [one for pair in self.baselines for one in (pair.plain, pair.whole)]
+        return (*segments, *undivided, *self.files)
+
+    def variant(self, name: str | None = None) -> Variant:
+        """The variant called `name`, or the first. Raises BundleError if there is none."""
+        for variant in self.variants:
+            if name in {None, variant.name}:
+                return variant
+        known = ", ".join(variant.name for variant in self.variants)
+        raise BundleError(f"the bundle has no variant {name!r}; it has {known}")
+
+
+def canonical_json(document: Any) -> bytes:
+    """The one byte form of a document: sorted keys, one-space indent, ASCII, ends in a newline."""
+    text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+def identify(document: dict[str, Any]) -> str:
+    """The `bundle_id` of a manifest document: SHA-256 over its deployed keys."""
+    return _digest({key: document[key] for key in DEPLOYED})
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """The bytes of a document with its own digest in it, under `seal`."""
+    return canonical_json({**document, "seal": _digest(document)})
+
+
+def unseal(raw: bytes, name: str) -> dict[str, Any]:
+    """The document in `raw`, without its `seal`.
+
+    Raises BundleError where `raw` is no JSON object, is not in canonical form, or does not match
+    its seal: a single changed byte is one of these.
+    """
+    if len(raw) > LIMITS.manifest_bytes:
+        raise BundleError(
+            f"{name}: {len(raw)} bytes, limit {LIMITS.manifest_bytes}; rebuild the bundle"
+        )
+    try:
+        document = json.loads(raw)
+        canonical = isinstance(document, dict) and canonical_json(document) == raw
+    except (ValueError, RecursionError):
+        raise BundleError(f"{name}: is not valid JSON; copy or build the bundle again") from None
+    if not canonical or document.pop("seal", None) != _digest(document):
+        raise BundleError(f"{name}: was changed after it was written; copy or build it again")
+    return typing.cast(dict[str, Any], document)
+
+
+def parse_manifest(raw: bytes) -> Manifest:
+    """`manifest.json`'s bytes as a Manifest whose every rule holds.
+
+    Raises BundleError that names the place: wrong type, unknown or missing key, unknown format
+    version, an id that does not match, a path that leaves the bundle, a contract that does not
+    chain.
+    """
+    document = unseal(raw, MANIFEST_NAME)
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{MANIFEST_NAME}: format version {version!r}, and this edgekit reads "
+            f"{FORMAT_VERSION}; build it again, or install the edgekit that built it"
+        )
+    manifest: Manifest = _decode(Manifest, document, MANIFEST_NAME)
+    if identify(document) != manifest.bundle_id:
+        raise BundleError(f"{MANIFEST_NAME}: bundle_id does not match what it covers; rebuild it")
+    _check_files(manifest)
+    _check_input(manifest.input)
+    for variant in manifest.variants:
+        _check_variant(manifest, variant)
+    if not manifest.variants:
+        raise BundleError(f"{MANIFEST_NAME}: has no variant; rebuild it")
+    return manifest
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that is absolute, leaves the bundle, or is not in plain POSIX form."""
+    parts = PurePosixPath(path).parts
+    plain = (
+        0 < len(path) <= LIMITS.path_chars
+        and path.isprintable()
+        and not set(path) & set('\\:*?"<>|')
+        and ".." not in parts
+        and not path.startswith("/")
+        and "/".join(parts) == path
+    )
+    if not plain:
+        raise BundleError(f"{MANIFEST_NAME}: {path!r} is not a path inside the bundle; rebuild it")
+
+
+def _check_files(manifest: Manifest) -> None:
+    files = manifest.all_files()
+    if len(files) > LIMITS.bundle_files:
+        raise BundleError(f"{MANIFEST_NAME}: {len(files)} files, limit {LIMITS.bundle_files}")
+    seen: set[str] = set()
+    for file in files:
+        check_path(file.path)
+        if file.path.lower() in seen or file.path in {MANIFEST_NAME, EVIDENCE_NAME}:
+            raise BundleError(f"{MANIFEST_NAME}: {file.path!r} is listed twice; rebuild it")
+        seen.add(file.path.lower())
+        limit = LIMITS.segment_bytes if isinstance(file, Segment) else LIMITS.file_bytes
+        if not 0 <= file.size_bytes <= limit:
+            raise BundleError(f"{MANIFEST_NAME}: {file.path}: {file.size_bytes} bytes > {limit}")
+    listed = {file.path for file in manifest.files}
+    named = {one.input for one in manifest.golden.samples} | set(manifest.golden.logits.values())
+    if manifest.test_data:
+        named |= {manifest.test_data.inputs, manifest.test_data.labels or manifest.test_data.inputs}
+    if missing := named - listed:
+        raise BundleError(f"{MANIFEST_NAME}: {min(missing)!r} is used but not listed; rebuild it")
+
+
+def _check_input(network_input: Input) -> None:
+    image = network_input.image
+    if image is None:
+        return
+    channels = {"L": 1, "RGB": 3}.get(image.mode)
+    fits = (
+        channels is not None
+        and network_input.dtype == "float32"
+        and len(network_input.shape) == 3
+        and network_input.shape[0] == channels == len(image.mean) == len(image.std)
+        and all(image.std)
+    )
+    if not fits:
+        raise BundleError(
+            f"{MANIFEST_NAME}: an image of mode {image.mode!r} with {len(image.mean)} means cannot "
+            f"fill {network_input.dtype} {list(network_input.shape)}; rebuild it"
+        )
+
+
+def _check_variant(manifest: Manifest, variant: Variant) -> None:
+    where = f"{MANIFEST_NAME}: variant {variant.name!r}"
+    for name, spec in variant.tensors.items():
+        plain = spec.dtype in DTYPES and 1 <= len(spec.shape) <= LIMITS.tensor_rank
+        if not plain or spec.shape[0] is not None or any(not size for size in spec.shape[1:]):
+            raise BundleError(f"{where}: tensor {name!r} is {spec.dtype} {list(spec.shape)}")
+    source = manifest.input
+    if variant.tensors.get(source.tensor) != TensorSpec(source.dtype, (None, *source.shape)):
+        raise BundleError(f"{where}: no tensor {source.tensor!r} like the input")
+    if len(manifest.policy.thresholds) != len(variant.exits) - 1:
+        raise BundleError(
+            f"{where}: {len(variant.exits)} exits need {len(variant.exits) - 1} thresholds, "
+            f"found {len(manifest.policy.thresholds)}"
+        )
+    chains = [variant.segments]
+    for pair in manifest.baselines:
+        if pair.variant == variant.name:
+            chains += [(pair.plain,), (pair.whole,)]
+    for chain in chains:
+        known, exits = {source.tensor}, []
+        for segment in chain:
+            if absent := [name for name in segment.inputs if name not in known]:
+                raise BundleError(f"{where}: {segment.name} reads {absent[0]!r} before it is there")
+            known |= set(segment.outputs)
+            exits += list(segment.logits)
+            strange = [name for name in segment.outputs if name not in variant.tensors]
+            strange += [name for name in segment.logits.values() if name not in segment.outputs]
+            if strange:
+                raise BundleError(f"{where}: {segment.name} has no tensor {strange[0]!r}")
+        if not exits or exits[-1] != variant.exits[-1]:
+            raise BundleError(f"{where}: the chain does not end in {variant.exits[-1]!r}")
+    if tuple(exit for segment in variant.segments for exit in segment.logits) != variant.exits:
+        raise BundleError(f"{where}: the segments' exits are not {', '.join(variant.exits)}")
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(canonical_json(document)).hexdigest()
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """`value`, out of JSON, as the annotated type `kind`, strictly."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            keys = value.keys() if isinstance(value, dict) else set()
+            odd = sorted(keys ^ hints.keys())
+            raise BundleError(f"{where}: unknown or missing keys: {', '.join(odd)}; rebuild it")
+        parts = {key: _decode(hints[key], value[key], f"{where}: {key}") for key in hints}
+        return kind(**parts)  # type: ignore[operator]
+    if origin is types.UnionType:
+        for one in arguments:
+            try:
+                return _decode(one, value, where)
+            except BundleError:
+                continue
+    elif kind is types.NoneType:
+        if value is None:
+            return None
+    elif origin is tuple and isinstance(value, list):
+        if arguments[-1] is Ellipsis:
+            return tuple(_decode(arguments[0], part, where) for part in value)
+        if len(value) == len(arguments):
+            return tuple(
+                _decode(one, part, where) for one, part in zip(arguments, value, strict=True)
+            )
+    elif origin is dict and isinstance(value, dict):
+        return {key: _decode(arguments[1], part, f"{where}.{key}") for key, part in value.items()}
+    elif kind is float and type(value) in {int, float}:
+        return float(value)
+    elif kind in {int, str} and type(value) is kind:
+        return value
+    raise BundleError(f"{where}: {value!r:.60} is not what belongs there; rebuild it")

@@ -1,0 +1,113 @@
+"""Writes a bundle so that a reader sees the old one, the new one or none: never a part of one."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgekit.bundle.manifest import MANIFEST_NAME
+from edgekit.errors import BuildError
+
+__all__ = ["new_bundle", "write_files"]
+
+
+@contextmanager
+def new_bundle(output: Path) -> Iterator[Path]:
+    """A fresh folder beside `output` that takes its place when the block ends well.
+
+    When it does not (an error, Ctrl-C), the folder is removed and `output` is as it was. A process
+    that is killed leaves its folder behind; the next call for the same `output` removes it. An
+    `output` that exists is replaced only if it is a bundle or empty.
+
+    Raises BuildError where `output` holds something else, or cannot be written.
+    """
+    output = output.absolute()
+    if output.exists() and not _replaceable(output):
+        raise BuildError(f"{output}: exists and is not a bundle; choose another --output")
+    prefix = f".{output.name}.partial-"
+    fresh = output.parent / f"{prefix}{os.getpid()}"
+    with _as_build_error(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for stale in output.parent.glob(f"{prefix}*"):
+            if not _alive(stale.name.removeprefix(prefix)):
+                shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+    try:
+        yield fresh
+        with _as_build_error(output):
+            _put_in_place(fresh, output)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write `files`, by their path within `folder`, and make them durable.
+
+    Raises BuildError where the disk is full or refuses.
+    """
+    with _as_build_error(folder):
+        for path, content in files.items():
+            full = folder / path
+            full.parent.mkdir(parents=True, exist_ok=True)
+            with full.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for parent, _, _ in os.walk(folder):
+            _sync_folder(Path(parent))
+
+
+def _put_in_place(fresh: Path, output: Path) -> None:
+    # POSIX has no rename over a folder that is not empty, so the old bundle steps aside first. A
+    # kill between the two renames leaves no bundle at `output`, and the next build cleans up.
+    aside = output.parent / f"{fresh.name}-old"
+    if output.exists():
+        output.rename(aside)
+    try:
+        fresh.rename(output)
+    except BaseException:
+        if aside.exists():
+            aside.rename(output)
+        raise
+    _sync_folder(output.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replaceable(output: Path) -> bool:
+    return output.is_dir() and ((output / MANIFEST_NAME).is_file() or not any(output.iterdir()))
+
+
+def _alive(suffix: str) -> bool:
+    pid = suffix.partition("-")[0]
+    if not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _as_build_error(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise BuildError(
+                f"{place}: no space left for the bundle; free some, or choose another --output"
+            ) from None
+        raise BuildError(f"{place}: cannot be written: {error.strerror}") from None

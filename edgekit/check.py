@@ -1,0 +1,255 @@
+"""The check after every stage: the chain on real samples, held against the model in PyTorch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from edgekit.bundle.manifest import Input, Policy
+from edgekit.bundle.manifest import Segment as SegmentRecord
+from edgekit.errors import CheckError
+from edgekit.recipe import Check
+from edgekit.runtime.chain import Chain, ChainSpec
+from edgekit.runtime.criteria import CRITERIA, decide
+from edgekit.stages import Exported, Network, Part, Segments
+from edgekit.target import Target
+
+__all__ = ["Agreement", "Reference", "Runner", "chain_of", "runner_for"]
+
+Array = npt.NDArray[Any]
+
+_BATCH = 32
+"""Samples that are run at once: the features of a few dozen images fit any host."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a chain is from the model in PyTorch, over `samples` samples.
+
+    `max_abs_error` and `max_relative_error` are over all exits' logits; relative to the largest
+    magnitude among an exit's logits. `top1_agreement` is the share of (sample, exit) pairs with the
+    same class, `exit_agreement` the share of samples that leave at the same exit with the same
+    class.
+    """
+
+    stage: str
+    samples: int
+    max_abs_error: float
+    max_relative_error: float
+    top1_agreement: float
+    exit_agreement: float
+
+
+Runner = Callable[[Array], dict[str, Array]]
+"""Samples `[batch, *shape]` to every tensor of a chain, by name."""
+
+
+class Reference:
+    """The model in PyTorch on fixed samples, and what a chain is held to."""
+
+    def __init__(self, network: Network, policy: Policy, samples: Array, limits: Check) -> None:
+        self.network = network
+        self.policy = policy
+        self.samples = samples
+        self.limits = limits
+        self.logits = _eager(network, samples)
+        self.decisions = decide(self.logits, CRITERIA[policy.criterion], policy.thresholds)
+
+    def compare(self, stage: str, logits: list[Array]) -> Agreement:
+        """A chain's logits, one array `[samples, classes]` per exit, against the model's."""
+        pairs = list(zip(logits, self.logits, strict=True))
+        errors = [_error(ours, theirs) for ours, theirs in pairs]
+        same_class = [ours.argmax(axis=1) == theirs.argmax(axis=1) for ours, theirs in pairs]
+        exits, classes, _ = decide(logits, CRITERIA[self.policy.criterion], self.policy.thresholds)
+        alike = (exits == self.decisions[0]) & (classes == self.decisions[1])
+        return Agreement(
+            stage=stage,
+            samples=len(self.samples),
+            max_abs_error=max(error[0] for error in errors),
+            max_relative_error=max(error[1] for error in errors),
+            top1_agreement=float(np.mean(same_class)),
+            exit_agreement=float(np.mean(alike)),
+        )
+
+    def accept(self, stage: str, chain: Chain) -> Agreement:
+        """As `check`, of a loaded chain, whose own decisions are held against the model's."""
+        batches = [
+            self.samples[start : start + _BATCH] for start in range(0, len(self.samples), _BATCH)
+        ]
+        logits = [chain.logits(batch) for batch in batches]
+        whole = [np.concatenate([one[exit] for one in logits]) for exit in self.network.exits]
+        found = self.compare(stage, whole)
+        taken = [prediction for batch in batches for prediction in chain.many(batch)]
+        exits, classes, _ = self.decisions
+        alike = [
+            (self.network.exits[exit], index) == (one.exit, one.class_index)
+            for exit, index, one in zip(exits, classes, taken, strict=True)
+        ]
+        found = replace(found, exit_agreement=float(np.mean(alike)))
+        if not found.max_relative_error <= self.limits.max_relative_error:
+            raise CheckError(
+                f"{stage}: the bundle differs from PyTorch by {found.max_relative_error:.1e}, and "
+                f"check.max_relative_error is {self.limits.max_relative_error:.1e}"
+            )
+        self._refuse_disagreement(found)
+        return found
+
+    def accuracies(self, labels: Array) -> dict[str, float]:
+        """The model's accuracy in PyTorch, per exit, and of the policy's decisions (`policy`)."""
+        shares = {
+            exit: float(np.mean(logits.argmax(axis=1) == labels))
+            for exit, logits in zip(self.network.exits, self.logits, strict=True)
+        }
+        return {**shares, "policy": float(np.mean(self.decisions[1] == labels))}
+
+    def exit_rates(self) -> dict[str, float]:
+        """The share of samples that the policy lets leave at each exit, in PyTorch."""
+        taken = self.decisions[0]
+        return {exit: float(np.mean(taken == k)) for k, exit in enumerate(self.network.exits)}
+
+    def check(
+        self, stage: str, segments: Segments[Any], exported: Exported, make: "RunnerMaker"
+    ) -> Agreement:
+        """Hold all of a stage's chains against the model.
+
+        Raises CheckError outside the recipe's tolerance, naming stage, segment and tensor.
+        """
+        result = None
+        for name, parts in segments.chains().items():
+            run = make(parts)
+            exits = [exit for part in parts for exit in part.logits]
+            tensors = [part.logits[exit] for part in parts for exit in part.logits]
+            outputs: list[list[Array]] = [[] for _ in exits]
+            for start in range(0, len(self.samples), _BATCH):
+                values = run(self.samples[start : start + _BATCH])
+                for output, tensor in zip(outputs, tensors, strict=True):
+                    output.append(values[tensor])
+            logits = [np.concatenate(output) for output in outputs]
+            for exit, ours in zip(exits, logits, strict=True):
+                _, relative = _error(ours, self.logits[self.network.exits.index(exit)])
+                if not relative <= self.limits.max_relative_error:
+                    culprit = self._culprit(parts, run, exported)
+                    raise CheckError(
+                        f"after {stage}: exit {exit!r} of the {name} differs from PyTorch by "
+                        f"{relative:.1e}, and check.max_relative_error is "
+                        f"{self.limits.max_relative_error:.1e}; {culprit}"
+                    )
+            if name == "chain":
+                result = self.compare(stage, logits)
+                self._refuse_disagreement(result)
+        assert result is not None  # noqa: S101  (every Segments has a chain)
+        return result
+
+    def _refuse_disagreement(self, found: Agreement) -> None:
+        for what, share, least in (
+            ("top-1 classes", found.top1_agreement, self.limits.min_top1_agreement),
+            ("exit decisions", found.exit_agreement, self.limits.min_exit_agreement),
+        ):
+            if share < least:
+                raise CheckError(
+                    f"after {found.stage}: {what} agree with PyTorch on {share:.2%} of "
+                    f"{found.samples} samples, at least {least:.2%} asked; logits differ by "
+                    f"{found.max_relative_error:.1e} at most, so thresholds may lie on a "
+                    "confidence: move them, or lower check.min_exit_agreement"
+                )
+
+    def _culprit(self, parts: Sequence[Part[Any]], run: Runner, exported: Exported) -> str:
+        """Words for the first tensor that differs from the same tensor of the exported graph."""
+        for start in range(0, len(self.samples), _BATCH):
+            batch = self.samples[start : start + _BATCH]
+            ours, theirs = run(batch), _every_tensor(exported, batch)
+            for part in parts:
+                for tensor in part.outputs:
+                    _, relative = _error(ours[tensor], theirs[tensor])
+                    if not relative <= self.limits.max_relative_error:
+                        return f"{part.name} is the first, at tensor {tensor} ({relative:.1e})"
+        return "the exported graph does too, so torch.export changed what the model computes"
+
+
+RunnerMaker = Callable[[Sequence[Part[Any]]], Runner]
+
+
+def runner_for(segments: Segments[Any], network_input: Input, target: Target) -> RunnerMaker:
+    """How to run parts of these segments: graphs in PyTorch, files in the target's engine."""
+    if isinstance(segments.whole.program, fx.GraphModule):
+        return lambda parts: _in_torch(segments.input, parts)
+    return lambda parts: _in_engine(segments, parts, network_input, target)
+
+
+def chain_of(
+    segments: Segments[bytes],
+    parts: Sequence[Part[bytes]],
+    network_input: Input,
+    labels: tuple[str, ...],
+    policy: Policy,
+    target: Target,
+) -> Chain:
+    """The parts as the runtime runs them, from memory."""
+    records = tuple(
+        SegmentRecord("", len(one.program), "", one.name, one.inputs, one.outputs, one.logits, 0, 0)
+        for one in parts
+    )
+    return Chain.from_segments(
+        ChainSpec(network_input, labels, segments.tensors, records, policy),
+        [part.program for part in parts],
+        engine=target.engine,
+        threads=target.threads,
+    )
+
+
+def _in_engine(
+    segments: Segments[bytes], parts: Sequence[Part[bytes]], network_input: Input, target: Target
+) -> Runner:
+    chain = chain_of(segments, parts, network_input, (), Policy("max_prob", ()), target)
+    return chain.tensors
+
+
+def _in_torch(source: str, parts: Sequence[Part[fx.GraphModule]]) -> Runner:
+    def run(samples: Array) -> dict[str, Array]:
+        values = {source: torch.from_numpy(samples)}
+        with torch.no_grad():
+            for part in parts:
+                given = part.program(*(values[name] for name in part.inputs))
+                values.update(zip(part.outputs, given, strict=True))
+        return {name: value.numpy() for name, value in values.items()}
+
+    return run
+
+
+def _eager(network: Network, samples: Array) -> list[Array]:
+    outputs: list[list[Array]] = [[] for _ in network.exits]
+    with torch.no_grad():
+        for start in range(0, len(samples), _BATCH):
+            batch = torch.from_numpy(samples[start : start + _BATCH])
+            for output, logits in zip(outputs, network.module(batch), strict=True):
+                output.append(logits.float().numpy())
+    return [np.concatenate(output) for output in outputs]
+
+
+def _every_tensor(exported: Exported, samples: Array) -> dict[str, Array]:
+    """Every tensor of the exported graph, computed in PyTorch."""
+    found = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, torch.Tensor):
+                found[n.name] = value.numpy()
+            return value
+
+    with torch.no_grad():
+        Recorder(exported.graph).run(torch.from_numpy(samples))
+    return found
+
+
+def _error(ours: Array, theirs: Array) -> tuple[float, float]:
+    """Greatest difference, and that over the greatest magnitude of `theirs`; NaN is infinite."""
+    difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max()
+    if not np.isfinite(difference):
+        return float("inf"), float("inf")
+    scale = np.abs(theirs).max()
+    return float(difference), float(difference / scale) if scale else float(difference)

@@ -1,0 +1,70 @@
+"""The command line: one file a command. Each parses, calls the library, and prints."""
+
+import os
+import sys
+import tempfile
+import traceback
+
+import typer
+
+import edgekit
+from edgekit.cli import bench, build, doctor, inspect, run, targets, verify
+from edgekit.cli.output import print_error
+from edgekit.errors import EdgekitError
+
+__all__ = ["main"]
+
+BUG = 70
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Builds multi-exit networks into segments that stop early on small devices.",
+    epilog="Exit codes: 0 fine, 1 user or recipe, 2 usage, 3 verification refused, "
+    "4 device or engine, 70 a bug.",
+)
+for command in (build, inspect, run, verify, bench, targets, doctor):
+    app.command()(getattr(command, command.__name__.rpartition(".")[2]))
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(edgekit.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Parse what stands before the command."""
+
+
+def main() -> None:
+    """The `edgekit` command. Errors of edgekit's become one line and their exit code."""
+    try:
+        app()
+    except EdgekitError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print_error("interrupted; nothing was left half written")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not try to flush it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="edgekit-bug-", suffix=".txt", delete=False
+        ) as file:
+            file.write(f"edgekit {edgekit.__version__}: {' '.join(sys.argv)}\n")
+            traceback.print_exc(file=file)
+        print_error(
+            f"this is a bug in edgekit: {type(error).__name__}: {error}; "
+            f"please report it with {file.name}"
+        )
+        sys.exit(BUG)

@@ -1,0 +1,112 @@
+"""`edgekit bench`: what early exit gains on this machine."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekit.bundle.reader import read_bundle
+from edgekit.cli.output import JsonOption, StageProgress, Terminal
+from edgekit.errors import InputError
+from edgekit.runtime import bench as library
+from edgekit.runtime.preprocess import read_npz
+
+__all__ = ["bench"]
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="An .npz file with `inputs` and `labels` [default: the bundle's own]."),
+    ] = None,
+    beside: Annotated[
+        list[Path],
+        typer.Option(help="Another bundle for the same input, measured in the same run."),
+    ] = [],  # noqa: B006  (typer reads it, nobody changes it)
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads [default: the target's].")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each sample is measured.")] = 10,
+    json_to: JsonOption = None,
+) -> None:
+    """Measure the chain beside the undivided network, on the test split, in one process."""
+    terminal = Terminal(json_to)
+    found = read_bundle(bundle)
+    others = [read_bundle(other) for other in beside]
+    if data is not None:
+        samples, labels = read_npz(data)
+        inputs = library.to_tensors(found, samples)
+    elif (carried := library.load_test_data(found)) is not None:
+        inputs, labels = carried
+    else:
+        raise InputError(f"{bundle}: carries no test split; give one with --data FILE.npz")
+    with StageProgress(terminal).live("bench") as step:
+        report = library.bench(
+            found, inputs, labels, threads=threads, rounds=rounds, beside=others, step=step
+        )
+    _print(terminal, report)
+    terminal.json(report)
+
+
+def _print(terminal: Terminal, report: dict[str, Any]) -> None:
+    threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
+    terminal.line(
+        f"{report['name']} for {report['target']}: {report['engine']}, {report['precision']}, "
+        f"{threads}, {report['samples']} samples x {report['rounds']} rounds, batch 1"
+    )
+    terminal.line(f"on {report['device']['cpu']} ({report['device']['machine']})\n")
+    plain_ms = report["plain"]["latency_ms"]["mean"]
+    contenders = [
+        ("chain", report),
+        ("chain, no exit taken", report["full_depth"]),
+        ("whole (all exits)", report["whole"]),
+        ("plain (final exit)", report["plain"]),
+        *((other["name"], other) for other in report["beside"]),
+    ]
+    terminal.table(
+        "Latency in ms",
+        ["network", "mean", "p50", "p95", "p99", "accuracy", "x plain"],
+        [
+            [
+                name,
+                *(_number(one["latency_ms"][key]) for key in ("mean", "p50", "p95", "p99")),
+                _percent(one["accuracy"]),
+                f"{plain_ms / one['latency_ms']['mean']:.2f}",
+            ]
+            for name, one in contenders
+        ],
+    )
+    terminal.line()
+    cumulative = 0.0
+    rows = []
+    for exit, segment in zip(report["exits"], report["segments"], strict=True):
+        cumulative += segment["latency_ms"]
+        rows.append(
+            [
+                exit["name"],
+                f"{exit['rate']:.1%}",
+                _percent(exit["accuracy"]),
+                _number(exit["latency_ms"] and exit["latency_ms"]["mean"]),
+                f"{segment['latency_ms']:.3f}",
+                f"{cumulative:.3f}",
+            ]
+        )
+    terminal.table(
+        "Exits, and the segments before them",
+        ["exit", "leave", "accuracy", "mean ms", "segment ms", "sum ms"],
+        rows,
+    )
+    terminal.line(
+        f"\nNo exit taken costs {report['full_depth_ratio']:.3f} of whole; efficiency "
+        f"{report['efficiency']:.3f} of what exit rates and segment times allow."
+    )
+    terminal.line(report["verdict"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,105 @@
+"""`edgekit build`: a recipe and a target into a bundle."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekit.bundle.manifest import Manifest
+from edgekit.cli.output import JsonOption, StageProgress, Terminal, print_segments
+from edgekit.errors import DeviceError
+
+__all__ = ["SetOption", "build", "require_host_side", "resolve"]
+
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the recipe, or of the target with `target.` in front.",
+    ),
+]
+
+STAGES = "load, export, split, lower, optimize, build, verify"
+
+
+def build(
+    recipe: Annotated[str, typer.Argument(help="The recipe's YAML file, or a shipped one's name.")],
+    target: Annotated[str, typer.Option(help="What to build for; see `edgekit targets`.")] = "host",
+    output: Annotated[
+        Path | None, typer.Option(help="The bundle's folder [default: build/RECIPE/TARGET].")
+    ] = None,
+    settings: SetOption = [],  # noqa: B006  (typer reads it, nobody changes it)
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve everything, show it, and stop.")
+    ] = False,
+    json_to: JsonOption = None,
+) -> None:
+    """Build a recipe for a target: export, split, lower, optimize, check, write the bundle."""
+    terminal = Terminal(json_to)
+    the_recipe, the_target = resolve(recipe, target, settings)
+    folder = output or Path("build") / the_recipe.name / the_target.name
+    resolved = {
+        "recipe": the_recipe.model_dump(mode="json"),
+        "target": the_target.model_dump(mode="json"),
+        "output": str(folder),
+    }
+    if dry_run:
+        import yaml
+
+        terminal.line(yaml.safe_dump(resolved, sort_keys=False).rstrip())
+        terminal.line(f"\nWould run {STAGES}. Nothing was built.")
+        terminal.json(resolved)
+        return
+    terminal.line(f"Building {the_recipe.name} for {the_target.name}")
+    with StageProgress(terminal).live("importing torch"):
+        from edgekit import pipeline
+    built = pipeline.build(the_recipe, the_target, folder, StageProgress(terminal))
+    _print(terminal, built.manifest, built.evidence, folder)
+    terminal.json({"path": str(folder), **built.evidence})
+
+
+def resolve(recipe: str, target: str, settings: list[str]) -> tuple[Any, Any]:
+    """The recipe and target that a command names, with its overrides."""
+    require_host_side()
+    from edgekit.config import split_overrides
+    from edgekit.recipe import load_recipe
+    from edgekit.target import load_target
+
+    of_recipe, of_target = split_overrides(settings)
+    return load_recipe(recipe, of_recipe), load_target(target, of_target)
+
+
+def require_host_side() -> None:
+    """Raises DeviceError on a device, where the packages that build are not installed."""
+    for package in ("yaml", "pydantic"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise DeviceError(
+                f"this command belongs to the host side, and {package} is not installed: "
+                "pip install 'edgekit[build]'"
+            ) from None
+
+
+def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any], folder: Path) -> None:
+    terminal.line()
+    terminal.table(
+        "Chain against the model in PyTorch",
+        ["after", "samples", "max abs error", "max rel error", "top-1 agree", "exits agree"],
+        [
+            [
+                check["stage"],
+                str(check["samples"]),
+                f"{check['max_abs_error']:.1e}",
+                f"{check['max_relative_error']:.1e}",
+                f"{check['top1_agreement']:.2%}",
+                f"{check['exit_agreement']:.2%}",
+            ]
+            for check in evidence["checks"]
+        ],
+    )
+    terminal.line()
+    print_segments(terminal, manifest.variant())
+    terminal.line(f"\nWrote {folder} ({manifest.bundle_id[:12]}). Next: edgekit bench {folder}")

@@ -1,0 +1,70 @@
+"""`edgekit inspect`: where a network is cut, or what a bundle holds."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.bundle.manifest import Manifest, Segment, Variant
+from edgekit.bundle.reader import read_bundle
+from edgekit.cli.build import SetOption, resolve
+from edgekit.cli.output import JsonOption, StageProgress, Terminal, print_segments
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="RECIPE|BUNDLE", help="A recipe or a bundle.")],
+    target: Annotated[str, typer.Option(help="For a recipe: the target.")] = "host",
+    settings: SetOption = [],  # noqa: B006  (typer reads it, nobody changes it)
+    json_to: JsonOption = None,
+) -> None:
+    """Show exits, cuts, boundary tensors, parameters and MACs of a recipe's network or a bundle."""
+    terminal = Terminal(json_to)
+    if Path(path).is_dir():
+        manifest = read_bundle(path).manifest
+        _print_bundle(terminal, manifest)
+        variant, more = manifest.variant(), {"bundle_id": manifest.bundle_id}
+    else:
+        recipe, the_target = resolve(path, target, settings)
+        with StageProgress(terminal).live("importing torch"):
+            from edgekit import pipeline
+        found = pipeline.inspect(recipe, the_target, StageProgress(terminal))
+        segments = tuple(
+            Segment(
+                "", 0, "", one.name, one.inputs, one.outputs, one.logits, one.parameters, one.macs
+            )
+            for one in found.chain
+        )
+        variant, more = Variant("default", found.exits, found.tensors, segments), {}
+        terminal.line(f"\n{recipe.name}: {len(found.exits)} exits, {', '.join(found.exits)}\n")
+    print_segments(terminal, variant)
+    total = sum(segment.macs for segment in variant.segments)
+    shares = []
+    done = 0
+    for segment in variant.segments:
+        done += segment.macs
+        shares.append(f"{segment.name} {done / total:.1%}" if total else segment.name)
+    terminal.line(f"\nMACs up to each exit: {', '.join(shares)}")
+    terminal.json({**more, **dataclasses.asdict(variant)})
+
+
+def _print_bundle(terminal: Terminal, manifest: Manifest) -> None:
+    target, source = manifest.target, manifest.input
+    thresholds = ", ".join(
+        f"{exit} {threshold:g}"
+        for exit, threshold in zip(
+            manifest.variant().exits, manifest.policy.thresholds, strict=False
+        )
+    )
+    size = "x".join(str(one) for one in source.shape)
+    terminal.line(f"{manifest.name} for {target.name}, {manifest.bundle_id[:12]}")
+    terminal.line(f"  engine    {target.engine}, {target.precision}, {target.threads} threads")
+    terminal.line(f"  input     {size} {source.dtype}" + (" from images" if source.image else ""))
+    terminal.line(f"  classes   {len(manifest.labels)}")
+    terminal.line(f"  policy    {manifest.policy.criterion} >= {thresholds or 'nothing'}")
+    terminal.line(
+        f"  needs     Python {manifest.requirements.python}, "
+        f"{', '.join(manifest.requirements.packages)}\n"
+    )

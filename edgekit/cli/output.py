@@ -1,0 +1,128 @@
+"""What all commands print with: tables, progress, JSON, errors."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edgekit.bundle.manifest import TensorSpec, Variant
+from edgekit.errors import BuildError
+
+__all__ = ["JsonOption", "StageProgress", "Terminal", "print_error", "print_segments"]
+
+JsonOption = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is standard output."),
+]
+
+
+def print_error(message: str) -> None:
+    """One line on standard error, never wrapped: it may be read by a program."""
+    print(f"edgekit: {message}", file=sys.stderr)
+
+
+def bytes_text(size_bytes: int) -> str:
+    """A size for people, in powers of 1000 as disks are sold."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def print_segments(terminal: "Terminal", variant: Variant) -> None:
+    """A table of a chain's segments: what each holds, and what leaves it."""
+    rows = []
+    for segment in variant.segments:
+        crossing = [name for name in segment.outputs if name not in segment.logits.values()]
+        rows.append(
+            [
+                segment.name,
+                ", ".join(segment.logits),
+                f"{segment.parameters:,}",
+                f"{segment.macs / 1e6:,.2f} M",
+                bytes_text(segment.size_bytes) if segment.size_bytes else "-",
+                ", ".join(_tensor_text(variant.tensors[name]) for name in crossing) or "-",
+            ]
+        )
+    terminal.table(
+        "Segments", ["segment", "exit", "parameters", "MACs", "file", "boundary per sample"], rows
+    )
+
+
+def _tensor_text(spec: TensorSpec) -> str:
+    shape = "x".join(str(size) for size in spec.shape[1:])
+    return f"{shape} {spec.dtype} ({bytes_text(spec.bytes_per_sample)})"
+
+
+class Terminal:
+    """Where a command prints. When JSON goes to standard output, people read standard error."""
+
+    def __init__(self, json_to: str | None = None) -> None:
+        self._json_to = json_to
+        self.console = Console(stderr=json_to == "-", highlight=False, soft_wrap=False)
+
+    def line(self, text: str = "") -> None:
+        """Print a line of text, whole: a command in it can be copied."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table; the first column is left-aligned, the others are numbers."""
+        table = Table(
+            title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        for index, column in enumerate(columns):
+            table.add_column(
+                column,
+                justify="left" if index == 0 else "right",
+                overflow="fold",
+                no_wrap=index > 0,
+            )
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def json(self, document: Any) -> None:
+        """Write the report where `--json` said, if it did. Raises BuildError if it cannot."""
+        if self._json_to is None:
+            return
+        text = json.dumps(document, indent=2) + "\n"
+        if self._json_to == "-":
+            sys.stdout.write(text)
+            return
+        try:
+            Path(self._json_to).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BuildError(f"{self._json_to}: cannot be written: {error.strerror}") from None
+
+
+class StageProgress:
+    """Shows a build's stages: a live line in a terminal, a plain line per stage elsewhere."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[str], None]]:
+        """See `edgekit.pipeline.Progress.stage`."""
+        start = time.perf_counter()
+        with self.live(name) as step:
+            yield step
+        self._terminal.line(f"  {name:<10} {time.perf_counter() - start:6.1f} s")
+
+    @contextmanager
+    def live(self, name: str) -> Iterator[Callable[[str], None]]:
+        """A line that shows what goes on just now, in a terminal; nothing elsewhere."""
+        if not self._terminal.console.is_terminal:
+            yield lambda text: None
+            return
+        with self._terminal.console.status(name) as status:
+            yield lambda text: status.update(f"{name}: {text}")

@@ -1,0 +1,50 @@
+"""`edgekit run`: classify files."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekit.cli.output import JsonOption, Terminal, print_error
+from edgekit.errors import InputError
+from edgekit.runtime import Chain
+
+__all__ = ["run"]
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    files: Annotated[list[Path], typer.Argument(help="Images, or .npy arrays.")],
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads [default: the target's].")
+    ] = None,
+    json_to: JsonOption = None,
+) -> None:
+    """Classify files with a bundle, one by one, and say where each left the network."""
+    terminal = Terminal(json_to)
+    chain = Chain.load(bundle, threads=threads)
+    rows: list[list[str]] = []
+    report: list[dict[str, Any]] = []
+    failed = False
+    for file in files:
+        try:
+            x = chain.read(file)
+            if not rows:
+                chain.one(x)  # The first call also makes the engine's buffers: not what is timed.
+            found = chain.one(x, timings=True)
+        except InputError as error:
+            # One bad file among many does not lose the others their answer.
+            print_error(str(error) if str(file) in str(error) else f"{file}: {error}")
+            failed = True
+            continue
+        assert found.segment_latency_ms is not None  # noqa: S101  (timings were asked for)
+        latency_ms = sum(found.segment_latency_ms)
+        rows.append(
+            [str(file), found.label, f"{found.confidence:.4f}", found.exit, f"{latency_ms:.3f}"]
+        )
+        report.append({"file": str(file), **found._asdict(), "latency_ms": latency_ms})
+    if rows:
+        terminal.table("", ["file", "class", "confidence", "exit", "ms"], rows)
+    terminal.json(report)
+    if failed:
+        raise typer.Exit(InputError.exit_code)

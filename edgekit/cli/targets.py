@@ -1,0 +1,24 @@
+"""`edgekit targets`: what can be built for."""
+
+from edgekit.cli.build import require_host_side
+from edgekit.cli.output import JsonOption, Terminal
+
+__all__ = ["targets"]
+
+
+def targets(json_to: JsonOption = None) -> None:
+    """List the targets that come with edgekit."""
+    require_host_side()
+    from edgekit.target import load_target, target_names
+
+    terminal = Terminal(json_to)
+    found = [load_target(name) for name in target_names()]
+    terminal.table(
+        "",
+        ["target", "engine", "precision", "threads", "opset", "what it is"],
+        [
+            [one.name, one.engine, one.precision, str(one.threads), str(one.opset), one.description]
+            for one in found
+        ],
+    )
+    terminal.json([one.model_dump(mode="json") for one in found])

@@ -1,0 +1,50 @@
+"""`edgekit verify`: is this bundle what was built, and does it compute here what it did there?"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
+from edgekit.bundle.reader import read_bundle
+from edgekit.cli.output import JsonOption, Terminal
+from edgekit.errors import BundleError
+from edgekit.runtime import Chain
+from edgekit.runtime.verify import verify_golden
+
+__all__ = ["verify"]
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    json_to: JsonOption = None,
+) -> None:
+    """Check every file's hash, then the golden samples' logits and exits on this machine."""
+    terminal = Terminal(json_to)
+    found = read_bundle(bundle)
+    files = found.manifest.all_files()
+    size_mb = sum(file.size_bytes for file in files) / 1e6
+    terminal.line(f"files     {len(files)} as built, {size_mb:.1f} MB")
+    evidence = bundle / EVIDENCE_NAME
+    if evidence.exists():
+        document = unseal(evidence.read_bytes(), EVIDENCE_NAME)
+        if document.get("bundle_id") != found.manifest.bundle_id:
+            raise BundleError(f"{evidence}: belongs to another bundle; remove it, or build again")
+        terminal.line("evidence  as written, and of this bundle")
+    chain = Chain.from_bundle(found)
+    golden = verify_golden(found, chain)
+    worst = max(golden.max_relative_error.values())
+    terminal.line(
+        f"golden    {golden.samples} samples leave where they did, with the same class; logits "
+        f"within {worst:.1e} (limit {golden.limit:.1e})"
+    )
+    terminal.line(f"\n{bundle} is sound: {found.manifest.bundle_id}")
+    terminal.json(
+        {
+            "bundle_id": found.manifest.bundle_id,
+            "files": len(files),
+            "golden": dataclasses.asdict(golden),
+            "engine": chain.engines[0].version,
+        }
+    )

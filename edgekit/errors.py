@@ -1,0 +1,69 @@
+"""Every error that edgekit raises on purpose, as one tree.
+
+EdgekitError            exit code 1
+├── RecipeError         a recipe, target, data file or checkpoint that cannot be used
+├── ModelError          the user's model cannot become a chain
+├── InputError          a sample whose shape, dtype or values do not fit the network
+├── BuildError          a stage could not do its work, or the result could not be written
+├── VerificationError   exit code 3: something was checked and refused
+│   ├── BundleError     a bundle with a missing, extra, changed or impossible file
+│   └── CheckError      numbers outside tolerance: after a stage, or on golden samples
+└── DeviceError         exit code 4: what this machine lacks, or what its engine refused
+
+A message says what was asked, what was found, the limit, and the next step, in one line.
+Anything else that escapes is a bug and exits with 70.
+"""
+
+__all__ = [
+    "BuildError",
+    "BundleError",
+    "CheckError",
+    "DeviceError",
+    "EdgekitError",
+    "InputError",
+    "ModelError",
+    "RecipeError",
+    "VerificationError",
+]
+
+
+class EdgekitError(Exception):
+    """The root. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class RecipeError(EdgekitError):
+    """A recipe, target, data file or checkpoint that cannot be used."""
+
+
+class ModelError(EdgekitError):
+    """The user's model cannot become a chain of segments."""
+
+
+class InputError(EdgekitError):
+    """A sample whose shape, dtype or values do not fit the network's input."""
+
+
+class BuildError(EdgekitError):
+    """A stage could not do its work, or its result could not be written."""
+
+
+class VerificationError(EdgekitError):
+    """Something was checked and refused."""
+
+    exit_code = 3
+
+
+class BundleError(VerificationError):
+    """A bundle with a missing, extra, changed or impossible file."""
+
+
+class CheckError(VerificationError):
+    """Numbers outside tolerance: after a stage, or on golden samples."""
+
+
+class DeviceError(EdgekitError):
+    """What this machine lacks, or what its engine refused."""
+
+    exit_code = 4

@@ -1,0 +1,31 @@
+"""The limits that edgekit puts on what it reads, each with its reason."""
+
+from dataclasses import dataclass
+
+__all__ = ["LIMITS", "Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds; whatever is larger is refused before it is read."""
+
+    manifest_bytes: int = 16 * 2**20
+    """A manifest of a few hundred segments stays under 1 MiB; more is an attack on memory."""
+
+    segment_bytes: int = 2**31 - 1
+    """Protocol buffers and FlatBuffers hold no more, and segments have no external data."""
+
+    file_bytes: int = 8 * 2**30
+    """A test split larger than this does not belong on a small device."""
+
+    bundle_files: int = 10_000
+    """Segments, golden samples and their expected outputs are a few dozen files."""
+
+    path_chars: int = 200
+    """Leaves room for the user's own prefix under the 255 of most file systems."""
+
+    tensor_rank: int = 8
+    """What TensorRT takes; no engine here takes more."""
+
+
+LIMITS = Limits()

@@ -1,0 +1,198 @@
+"""The recipe: what the user wants built, as data. `docs/recipe.md` lists every key."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from edgekit.bundle import manifest
+from edgekit.config import Strict, apply_overrides, parse, read_yaml
+from edgekit.errors import RecipeError
+from edgekit.shipped import shipped
+
+__all__ = ["Check", "Recipe", "Source", "load_recipe"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class Model(Strict):
+    """Where the network comes from."""
+
+    factory: str
+    """`file.py:function` beside the recipe, or `package.module:function`; returns an nn.Module."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    """Safetensors, or a PyTorch file with a state dict. Left out: the factory's own weights."""
+
+
+class Image(Strict):
+    """How a picture becomes the input tensor; see `edgekit.bundle.manifest.Image`."""
+
+    mode: Literal["L", "RGB"] = "RGB"
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+class Input(Strict):
+    """What the network takes: one tensor, a batch in front of `shape`."""
+
+    shape: tuple[int, ...] = Field(min_length=1, max_length=7)
+    dtype: Literal["float32"] = "float32"
+    image: Image | None = None
+    """Left out: samples are tensors already."""
+
+    @model_validator(mode="after")
+    def _image_fits(self) -> "Input":
+        if self.image is None:
+            return self
+        channels = {"L": 1, "RGB": 3}[self.image.mode]
+        if len(self.shape) != 3 or self.shape[0] != channels:
+            raise ValueError(f"an image of mode {self.image.mode} needs shape [{channels}, h, w]")
+        if not len(self.image.mean) == len(self.image.std) == channels:
+            raise ValueError(f"image.mean and image.std need {channels} numbers each")
+        if 0 in self.image.std:
+            raise ValueError("image.std holds a zero")
+        return self
+
+
+class Policy(Strict):
+    """When a sample may leave."""
+
+    criterion: Literal["max_prob", "margin", "entropy"] = "max_prob"
+    thresholds: float | dict[str, float] = Field(default_factory=dict)
+    """One number for all early exits, or one by each exit's name."""
+
+
+class Source(Strict):
+    """Where a split's samples come from: one of three."""
+
+    factory: str | None = None
+    """A function that returns (samples, labels), or samples alone."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    npz: str | None = None
+    """An .npz file with an array `inputs`, and `labels` if there are any."""
+    folder: str | None = None
+    """A folder of images: `folder/<label>/*.png`, each label as in `labels`."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Source":
+        if sum(one is not None for one in (self.factory, self.npz, self.folder)) != 1:
+            raise ValueError("name exactly one of factory, npz and folder")
+        if self.args and self.factory is None:
+            raise ValueError("args belong to a factory")
+        return self
+
+
+class Data(Strict):
+    """The splits; they must have no sample in common."""
+
+    calibration: Source | None = None
+    tuning: Source | None = None
+    test: Source | None = None
+
+
+class Check(Strict):
+    """What the chain is held to after every stage, against the model in PyTorch."""
+
+    samples: int = Field(default=256, ge=1)
+    """At most so many of the tuning split after each stage; the whole test split at the end."""
+    max_relative_error: float = Field(default=1e-3, gt=0)
+    """Greatest difference of an exit's logits, over the largest magnitude among them."""
+    min_top1_agreement: float = Field(default=0.99, ge=0, le=1)
+    min_exit_agreement: float = Field(default=0.99, ge=0, le=1)
+    """Share of samples that leave at the same exit with the same class."""
+
+
+class Recipe(Strict):
+    """A whole recipe."""
+
+    name: str
+    model: Model
+    input: Input
+    labels: tuple[str, ...] | None = None
+    """The classes' names, in order; their numbers if left out."""
+    exits: tuple[str, ...] = Field(min_length=1)
+    """A name for each of the model's outputs, in order of depth; the last is the final exit."""
+    policy: Policy = Policy()
+    data: Data = Data()
+    golden_samples: int = Field(default=8, ge=1, le=256)
+    """Samples that travel with the bundle for `edgekit verify`."""
+    check: Check = Check()
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the recipe's paths are relative to."""
+        return self._folder
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One threshold per early exit, in order."""
+        early, given = self.exits[:-1], self.policy.thresholds
+        return tuple(given[name] if isinstance(given, dict) else given for name in early)
+
+    def manifest_input(self, tensor: str) -> manifest.Input:
+        """The input as the manifest states it; `tensor` is its name in the graph."""
+        image = manifest.Image(**self.input.image.model_dump()) if self.input.image else None
+        return manifest.Input(tensor, self.input.dtype, self.input.shape, image)
+
+    @field_validator("exits")
+    @classmethod
+    def _exit_names(cls, exits: tuple[str, ...]) -> tuple[str, ...]:
+        for name in exits:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name: letters, digits, '_', '.', '-'")
+        if len(set(exits)) != len(exits):
+            raise ValueError("two exits have the same name")
+        return exits
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name: letters, digits, '_', '.', '-'")
+        return name
+
+    @model_validator(mode="after")
+    def _a_threshold_per_early_exit(self) -> "Recipe":
+        early, given = self.exits[:-1], self.policy.thresholds
+        if not isinstance(given, dict):
+            return self
+        for name in given:
+            if name not in early:
+                near = difflib.get_close_matches(name, early, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(early)}"
+                raise ValueError(f"policy.thresholds: {name!r} is no early exit; {hint}")
+        if missing := [name for name in early if name not in given]:
+            raise ValueError(f"policy.thresholds: none for {', '.join(missing)}")
+        return self
+
+
+def load_recipe(path: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """The recipe in the YAML file `path`, or the shipped one of that path or name.
+
+    `overrides` replaces values by dotted key. Raises RecipeError that names the file and the key.
+    """
+    found = _find(path)
+    values = apply_overrides({"name": found.parent.name, **read_yaml(found)}, overrides or {})
+    recipe = parse(Recipe, values, path)
+    recipe._folder = found.parent
+    return recipe
+
+
+def _find(path: str) -> Path:
+    shipped_recipes = shipped("recipes")
+    for candidate in (
+        Path(path),
+        shipped_recipes.parent / path,
+        shipped_recipes / path / "recipe.yaml",
+    ):
+        if candidate.is_file():
+            return candidate.absolute()
+    raise RecipeError(f"recipe {path}: there is no such file")

@@ -1,0 +1,11 @@
+"""The device side: numpy and one inference engine, nothing else.
+
+from edgekit.runtime import Chain
+
+chain = Chain.load("build/digits/host")
+prediction = chain(chain.read("7.png"))
+"""
+
+from edgekit.runtime.chain import Chain, Prediction
+
+__all__ = ["Chain", "Prediction"]

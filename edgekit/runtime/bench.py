@@ -1,0 +1,315 @@
+"""What early exit gains on this machine: the chain beside the undivided network, in one process.
+
+Every round takes every sample through each contender in turn, so that whatever disturbs the
+machine disturbs all of them. The clock runs from a prepared tensor to the decision.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.manifest import Policy, Segment
+from edgekit.bundle.reader import Bundle
+from edgekit.errors import InputError
+from edgekit.runtime import preprocess
+from edgekit.runtime.chain import Chain, ChainSpec
+from edgekit.runtime.device import describe
+from edgekit.runtime.verify import load_array
+
+__all__ = ["bench", "latency_summary", "load_test_data", "verdict"]
+
+Array = npt.NDArray[Any]
+
+CLOCK = "from a prepared input tensor in memory to the decision, batch 1; reading and preprocessing"
+CLOCK += " are outside"
+
+LEAST_SAMPLES = {"p90": 64, "p95": 130, "p99": 662}
+"""Below these many samples a percentile is not reported: too few lie above it to say where it is.
+
+The counts after which a 99 % interval around the percentile is narrower than half its distance to
+the maximum, as MLPerf's rules for early stopping put them.
+"""
+
+MOST_ROUND_SPREAD = 0.10
+"""How far the rounds' speed-ups may lie apart, over their median, in a valid run."""
+
+LEAST_CPU_SHARE = 0.95
+"""The least share of the measured time that this process must have had a processor."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One contender's results: nanoseconds `[rounds, samples]` and what it decided per sample."""
+
+    latency_ns: npt.NDArray[np.int64]
+    classes: npt.NDArray[np.int64]
+    exits: list[str]
+
+    @property
+    def mean_ms(self) -> float:
+        return float(self.latency_ns.mean()) / 1e6
+
+
+def bench(
+    bundle: Bundle,
+    inputs: Array,
+    labels: Array | None,
+    *,
+    threads: int | None = None,
+    rounds: int = 10,
+    beside: Sequence[Bundle] = (),
+    step: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure the bundle's chain, its `plain` and `whole` networks and the chains of `beside`.
+
+    `inputs` are prepared tensors `[samples, *shape]`, `labels` int64 `[samples]` or None. Each
+    sample is measured `rounds` times. Returns the report as plain data; `docs/reference.md` lists
+    its keys. Raises DeviceError where an engine fails, InputError where the samples do not fit.
+    """
+    manifest = bundle.manifest
+    threads = threads or manifest.target.threads
+    chain = Chain.from_bundle(bundle, threads=threads)
+    refusing = replace(chain.spec.policy, thresholds=(math.inf,) * (len(chain.spec.segments) - 1))
+    baselines = manifest.baselines[0]
+    contenders = {
+        "chain": chain,
+        "plain": _undivided(bundle, baselines.plain, threads),
+        "whole": _undivided(bundle, baselines.whole, threads),
+        "full_depth": chain.with_policy(refusing),
+    }
+    for number, other in enumerate(beside):
+        contenders[f"beside-{number}"] = Chain.from_bundle(other, threads=threads)
+    measured, bare_ns, cpu_share = _measure(contenders, chain, inputs, rounds, step)
+
+    exits = manifest.variant().exits
+    rates = {name: measured["chain"].exits.count(name) / len(inputs) for name in exits}
+    bare_ms = [float(one) / 1e6 for one in bare_ns.mean(axis=(0, 1))]
+    predicted_ms = sum(
+        rate * sum(bare_ms[: depth + 1]) for depth, rate in enumerate(rates.values())
+    )
+    mean_ms = {name: one.mean_ms for name, one in measured.items()}
+    speedup = mean_ms["plain"] / mean_ms["chain"]
+    reasons = _doubts(measured, labels, cpu_share)
+
+    def summary(name: str) -> dict[str, Any]:
+        one = measured[name]
+        return {
+            "latency_ms": latency_summary(one.latency_ns),
+            "accuracy": _accuracy(one.classes, labels),
+        }
+
+    others = [
+        {
+            "name": other.manifest.name,
+            "bundle_id": other.manifest.bundle_id,
+            "speedup": mean_ms["plain"] / mean_ms[f"beside-{number}"],
+            **summary(f"beside-{number}"),
+        }
+        for number, other in enumerate(beside)
+    ]
+    report: dict[str, Any] = {
+        "bundle_id": manifest.bundle_id,
+        "name": manifest.name,
+        "target": manifest.target.name,
+        "engine": chain.engines[0].version,
+        "precision": manifest.target.precision,
+        "threads": threads,
+        "samples": len(inputs),
+        "rounds": rounds,
+        "clock": CLOCK,
+        **summary("chain"),
+        "exits": [
+            {"name": name, "rate": rates[name], **_at_exit(measured["chain"], name, labels)}
+            for name in exits
+        ],
+        "segments": [
+            {"name": segment.name, "latency_ms": one}
+            for segment, one in zip(chain.spec.segments, bare_ms, strict=True)
+        ],
+        "plain": summary("plain"),
+        "whole": summary("whole"),
+        "full_depth": summary("full_depth"),
+        "beside": others,
+        "speedup": speedup,
+        "full_depth_ratio": mean_ms["full_depth"] / mean_ms["whole"],
+        "efficiency": predicted_ms / mean_ms["chain"],
+        "valid": not reasons,
+        "reasons": reasons,
+        "device": describe(),
+    }
+    report["verdict"] = verdict(report)
+    return report
+
+
+def load_test_data(bundle: Bundle) -> tuple[Array, Array | None] | None:
+    """The test split that the bundle carries, as (tensors, labels); None if it carries none."""
+    data = bundle.manifest.test_data
+    if data is None:
+        return None
+    labels = load_array(bundle, data.labels) if data.labels else None
+    return to_tensors(bundle, load_array(bundle, data.inputs)), labels
+
+
+def to_tensors(bundle: Bundle, samples: Array) -> Array:
+    """Samples `[samples, ...]`, pixels or tensors, as the network takes them.
+
+    Raises InputError where they do not fit.
+    """
+    if not len(samples):
+        raise InputError("there are no samples to measure with")
+    source = bundle.manifest.input
+    return np.stack([preprocess.to_tensor(sample, source) for sample in samples])
+
+
+def latency_summary(latency_ns: npt.NDArray[np.int64]) -> dict[str, float | None]:
+    """Mean and percentiles in ms of nanoseconds `[rounds, samples]`.
+
+    Percentiles are over all measurements; one that `samples` are too few for is None
+    (`LEAST_SAMPLES`), however often each was measured.
+    """
+    samples = latency_ns.shape[1]
+    result: dict[str, float | None] = {
+        "mean": float(latency_ns.mean()) / 1e6,
+        "p50": float(np.percentile(latency_ns, 50)) / 1e6,
+    }
+    for name, least in LEAST_SAMPLES.items():
+        value = float(np.percentile(latency_ns, int(name[1:]))) / 1e6
+        result[name] = value if samples >= least else None
+    return result
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """What a report comes to, in a sentence or two, also where early exit does not pay."""
+    chain_ms, plain_ms = report["latency_ms"]["mean"], report["plain"]["latency_ms"]["mean"]
+    times = f"{chain_ms:.3f} ms against {plain_ms:.3f} ms on average"
+    if report["speedup"] >= 1.05:
+        text = (
+            f"Early exit pays: {report['speedup']:.2f} times as fast as the plain network ({times})"
+        )
+    elif report["speedup"] >= 1 / 1.05:
+        text = f"Early exit gains nothing here: the plain network is as fast ({times})"
+    else:
+        text = f"Early exit does not pay here: the plain network is faster ({times})"
+    accuracy, plain_accuracy = report["accuracy"], report["plain"]["accuracy"]
+    if accuracy is None:
+        text += "; without labels nobody knows what it costs in accuracy."
+    else:
+        text += f", at {accuracy:.1%} accuracy against {plain_accuracy:.1%}."
+    for other in report["beside"]:
+        other_ms = other["latency_ms"]["mean"]
+        if other_ms < chain_ms:
+            text += f" But {other['name']} is faster still: {other_ms:.3f} ms"
+            text += f" at {other['accuracy']:.1%}." if accuracy is not None else "."
+    if not report["valid"]:
+        text += " Do not rely on these figures: " + "; ".join(report["reasons"]) + "."
+    return text
+
+
+def _undivided(bundle: Bundle, segment: Segment, threads: int) -> Chain:
+    manifest = bundle.manifest
+    spec = ChainSpec(
+        manifest.input,
+        manifest.labels,
+        manifest.variant().tensors,
+        (segment,),
+        Policy(manifest.policy.criterion, ()),
+    )
+    return Chain.from_segments(
+        spec, [bundle.segments[segment.path]], engine=manifest.target.engine, threads=threads
+    )
+
+
+def _measure(
+    contenders: dict[str, Chain],
+    chain: Chain,
+    inputs: Array,
+    rounds: int,
+    step: Callable[[str], None],
+) -> tuple[dict[str, _Measured], npt.NDArray[np.int64], float]:
+    """Every contender on every sample, `rounds` times, and the chain's segments on their own.
+
+    Returns the measurements, the bare segment times in ns `[rounds, samples, segments]`, and the
+    share of the time that this process was running.
+    """
+    names = list(contenders)
+    latency = {name: np.zeros((rounds, len(inputs)), np.int64) for name in names}
+    bare = np.zeros((rounds, len(inputs), len(chain.spec.segments)), np.int64)
+    predictions = {
+        name: [contender.one(x) for x in inputs] for name, contender in contenders.items()
+    }
+    clock = time.perf_counter_ns
+    collecting = gc.isenabled()
+    gc.disable()
+    started, started_cpu = time.perf_counter(), time.process_time()
+    try:
+        for turn in range(rounds):
+            step(f"round {turn + 1} of {rounds}")
+            for index, x in enumerate(inputs):
+                # Each contender follows each other one equally often: what the one before left in
+                # the processor's caches favours nobody.
+                first = (turn + index) % len(names)
+                for name in names[first:] + names[:first]:
+                    run = contenders[name].one
+                    before = clock()
+                    run(x)
+                    latency[name][turn, index] = clock() - before
+                runs = chain.segment_runs(x[None])
+                times = [clock()]
+                for call in runs:
+                    call()
+                    times.append(clock())
+                bare[turn, index] = np.diff(times)
+    finally:
+        if collecting:
+            gc.enable()
+    cpu_share = (time.process_time() - started_cpu) / (time.perf_counter() - started)
+    measured = {
+        name: _Measured(
+            latency[name],
+            np.array([one.class_index for one in predictions[name]]),
+            [one.exit for one in predictions[name]],
+        )
+        for name in names
+    }
+    return measured, bare, cpu_share
+
+
+def _doubts(measured: dict[str, _Measured], labels: Array | None, cpu_share: float) -> list[str]:
+    """Why these figures should not be believed, if there are reasons."""
+    reasons = []
+    per_round = [
+        measured["plain"].latency_ns[turn].mean() / measured["chain"].latency_ns[turn].mean()
+        for turn in range(len(measured["chain"].latency_ns))
+    ]
+    spread = (max(per_round) - min(per_round)) / float(np.median(per_round))
+    if spread > MOST_ROUND_SPREAD:
+        reasons.append(
+            f"the rounds' speed-ups lie {spread:.0%} apart, so the machine was not quiet"
+        )
+    if cpu_share < LEAST_CPU_SHARE:
+        reasons.append(f"other work took the processor {1 - cpu_share:.0%} of the time")
+    if labels is None:
+        reasons.append("the samples have no labels, so they may be noise")
+    return reasons
+
+
+def _accuracy(classes: Array, labels: Array | None) -> float | None:
+    return None if labels is None else float(np.mean(classes == labels))
+
+
+def _at_exit(measured: _Measured, name: str, labels: Array | None) -> dict[str, Any]:
+    """Accuracy and latency of the samples that left at an exit; None where none did."""
+    rows = [row for row, taken in enumerate(measured.exits) if taken == name]
+    if not rows:
+        return {"accuracy": None, "latency_ms": None}
+    chosen = None if labels is None else labels[rows]
+    return {
+        "accuracy": _accuracy(measured.classes[rows], chosen),
+        "latency_ms": latency_summary(measured.latency_ns[:, rows]),
+    }

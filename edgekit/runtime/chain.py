@@ -1,0 +1,318 @@
+"""The chain: segments in order, a look at the confidence after each, and a stop when it may."""
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.manifest import Input, Policy, Segment, TensorSpec
+from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.errors import InputError
+from edgekit.runtime import preprocess
+from edgekit.runtime.criteria import CRITERIA, Criterion
+from edgekit.runtime.engines import Buffer, Engine, load_engine
+
+__all__ = ["Chain", "ChainSpec", "Prediction"]
+
+Array = npt.NDArray[Any]
+
+_BOUND_SIZES = 256
+"""Batch sizes whose bindings are kept; a batch that shrinks from exit to exit uses a few each."""
+
+
+class Prediction(NamedTuple):
+    """What the chain says of one sample.
+
+    `segment_latency_ms` has the time of each segment that ran, with the look at its exit, where
+    the call asked for timings. In a batch it is the time of the batch that the sample ran in.
+    """
+
+    class_index: int
+    label: str
+    exit: str
+    confidence: float
+    segment_latency_ms: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """What a chain is, apart from its engines: contracts, labels and policy."""
+
+    input: Input
+    labels: tuple[str, ...]
+    tensors: dict[str, TensorSpec]
+    segments: tuple[Segment, ...]
+    policy: Policy
+
+
+class Chain:
+    """Segments that run one after the other, and stop at the first exit that is sure enough.
+
+    A chain may be called from several threads: calls take turns under a lock, because all of them
+    use the same buffers. For calls side by side, load a chain per thread.
+    """
+
+    def __init__(self, spec: ChainSpec, engines: Sequence[Engine]) -> None:
+        self.spec = spec
+        self.engines = tuple(engines)
+        self._memory = engines[0].memory
+        self._criterion: Criterion = CRITERIA[spec.policy.criterion]
+        # A segment's exit is the last that it computes: the undivided network computes them all.
+        self._exits = [list(segment.logits.items())[-1] for segment in spec.segments]
+        # The last exit takes every sample that comes to it, also one whose confidence is NaN.
+        self._thresholds = [*spec.policy.thresholds[: len(spec.segments) - 1], None]
+        self._dtype = np.dtype(spec.input.dtype)
+        self._lock = threading.Lock()
+        self._capacity = 0
+        self._buffers: dict[str, Buffer] = {}
+        self._runs: dict[int, list[Callable[[], None]]] = {}
+        self._crossing = _crossing(spec)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        variant: str | None = None,
+        threads: int | None = None,
+    ) -> "Chain":
+        """The chain of the bundle at `path`.
+
+        `variant` is the first one by default, `threads` what the target says. Raises BundleError
+        where the bundle is not exactly what was built, DeviceError where its engine is missing or
+        refuses a segment.
+        """
+        return cls.from_bundle(read_bundle(path), variant=variant, threads=threads)
+
+    @classmethod
+    def from_bundle(
+        cls, bundle: Bundle, *, variant: str | None = None, threads: int | None = None
+    ) -> "Chain":
+        """As `load`, from a bundle that was read already."""
+        manifest = bundle.manifest
+        chosen = manifest.variant(variant)
+        return cls.from_segments(
+            ChainSpec(
+                manifest.input, manifest.labels, chosen.tensors, chosen.segments, manifest.policy
+            ),
+            [bundle.segments[segment.path] for segment in chosen.segments],
+            engine=manifest.target.engine,
+            threads=threads or manifest.target.threads,
+        )
+
+    @classmethod
+    def from_segments(
+        cls, spec: ChainSpec, segments: Sequence[bytes], *, engine: str, threads: int
+    ) -> "Chain":
+        """A chain of segments in memory: what `load` ends in, and what the host checks with."""
+        named = zip(spec.segments, segments, strict=True)
+        return cls(
+            spec, [load_engine(engine, raw, one.name, threads=threads) for one, raw in named]
+        )
+
+    def with_policy(self, policy: Policy) -> "Chain":
+        """The same segments, already loaded, under another policy and with buffers of their own."""
+        spec = self.spec
+        return Chain(
+            ChainSpec(spec.input, spec.labels, spec.tensors, spec.segments, policy), self.engines
+        )
+
+    def read(self, path: str | os.PathLike[str]) -> Array:
+        """An image or `.npy` file as an input tensor. Raises InputError, DeviceError."""
+        return preprocess.to_tensor(preprocess.read_sample(Path(path)), self.spec.input)
+
+    def prepare(self, sample: Array) -> Array:
+        """Pixels uint8 `[height, width(, 3)]`, or a tensor, as an input tensor.
+
+        Raises InputError where they do not fit.
+        """
+        return preprocess.to_tensor(np.asarray(sample), self.spec.input)
+
+    def __call__(
+        self, x: Array | Sequence[Array], *, timings: bool = False
+    ) -> Prediction | list[Prediction]:
+        """Classify one sample (`one`), or each sample of a batch (`many`), by the shape of `x`."""
+        array = np.asarray(x)
+        if array.ndim == len(self.spec.input.shape):
+            return self.one(array, timings=timings)
+        return self.many(array, timings=timings)
+
+    def one(self, sample: Array, *, timings: bool = False) -> Prediction:
+        """Classify one sample of the input's shape and dtype.
+
+        Raises InputError for another shape or dtype, or values that are not finite; DeviceError
+        where an engine fails.
+        """
+        # One scope for the whole call: infinities in logits are for the criteria to judge.
+        with self._lock, np.errstate(all="ignore"):
+            self._check(sample, sample.shape)
+            return self._one(sample[None], timings)
+
+    def many(self, samples: Array, *, timings: bool = False) -> list[Prediction]:
+        """Classify a batch: the input's shape behind any number of samples, none included.
+
+        Every sample leaves at its own exit, and only those that remain go on. Raises as `one`.
+        """
+        with self._lock, np.errstate(all="ignore"):
+            self._check(samples, samples.shape[1:])
+            return self._many(samples, timings) if len(samples) else []
+
+    def logits(self, samples: Array) -> dict[str, Array]:
+        """Every exit's logits `[samples, classes]`, by name, with no exit taken."""
+        with self._lock, np.errstate(all="ignore"):
+            self._check(samples, samples.shape[1:])
+            runs = self._start(samples)
+            result = {}
+            for segment, run in zip(self.spec.segments, runs, strict=True):
+                run()
+                for name, tensor in segment.logits.items():
+                    result[name] = self._read(tensor, len(samples)).copy()
+        return result
+
+    def tensors(self, samples: Array) -> dict[str, Array]:
+        """Every tensor of the chain by name, with no exit taken: to find where an error begins."""
+        self.logits(samples)
+        with self._lock:
+            return {name: self._read(name, len(samples)).copy() for name in self._buffers}
+
+    def segment_runs(self, samples: Array) -> list[Callable[[], None]]:
+        """The engine's own calls, bound to these samples: for timing segments outside the chain.
+
+        They use the chain's buffers, so they must not run beside a call of the chain.
+        """
+        with self._lock, np.errstate(all="ignore"):
+            self._check(samples, samples.shape[1:])
+            return self._start(samples)
+
+    def _one(self, samples: Array, timings: bool) -> Prediction:
+        clock = time.perf_counter_ns
+        times: list[int] | None = [clock()] if timings else None
+        runs = self._start(samples)
+        for run, exit, threshold in zip(runs, self._exits, self._thresholds, strict=True):
+            run()
+            name, tensor = exit
+            logits = self._read(tensor, 1)[0]
+            confidence = float(self._criterion(logits))
+            if times is not None:
+                times.append(clock())
+            if threshold is None or confidence >= threshold:
+                break
+        index = int(logits.argmax())
+        return Prediction(index, self.spec.labels[index], name, confidence, _latencies(times))
+
+    def _many(self, samples: Array, timings: bool) -> list[Prediction]:
+        clock = time.perf_counter_ns
+        times: list[int] | None = [clock()] if timings else None
+        runs = self._start(samples)
+        remaining = np.arange(len(samples))
+        result: list[Prediction | None] = [None] * len(samples)
+        for k, ((name, tensor), threshold) in enumerate(
+            zip(self._exits, self._thresholds, strict=True)
+        ):
+            runs[k]()
+            logits = self._read(tensor, len(remaining))
+            confidences = self._criterion(logits)
+            leaves = (
+                np.ones(len(remaining), bool) if threshold is None else confidences >= threshold
+            )
+            classes = logits.argmax(axis=1)
+            if times is not None:
+                times.append(clock())
+            for row in np.flatnonzero(leaves):
+                index = int(classes[row])
+                result[remaining[row]] = Prediction(
+                    index, self.spec.labels[index], name, float(confidences[row]), _latencies(times)
+                )
+            if leaves.all():
+                break
+            if leaves.any():
+                kept = np.flatnonzero(~leaves)
+                remaining = remaining[kept]
+                for name_of in self._crossing[k]:
+                    self._memory.keep(self._buffers[name_of], kept)
+                runs = self._bound(len(remaining))
+        return [prediction for prediction in result if prediction is not None]
+
+    def _check(self, array: Array, shape: tuple[int, ...]) -> None:
+        """Refuse an array of another dtype, or whose samples have another shape."""
+        expected = self.spec.input
+        if shape != expected.shape or array.dtype != self._dtype:
+            raise InputError(
+                f"expected {expected.dtype} {list(expected.shape)}, or that behind a batch; "
+                f"found {array.dtype} {list(array.shape)}"
+                + ("; pixels become a tensor with chain.prepare()" if expected.image else "")
+            )
+        if self._dtype.kind == "f":
+            _check_finite(array)
+
+    def _start(self, samples: Array) -> list[Callable[[], None]]:
+        """Copy samples into the first segment's input, and bind every segment to that many."""
+        runs = self._runs.get(len(samples)) or self._bound(len(samples))
+        self._memory.write(self._buffers[self.spec.input.tensor], samples)
+        return runs
+
+    def _bound(self, rows: int) -> list[Callable[[], None]]:
+        """Each segment bound to `rows` samples; made once per number of samples."""
+        if rows in self._runs:
+            return self._runs[rows]
+        if rows > self._capacity or len(self._runs) >= _BOUND_SIZES:
+            self._runs.clear()
+        if rows > self._capacity:
+            self._buffers = {
+                name: self._memory.allocate((rows, *spec.shape[1:]), spec.dtype)  # type: ignore[arg-type]
+                for name, spec in self._used_tensors().items()
+            }
+            self._capacity = rows
+        self._runs[rows] = [
+            engine.bind(
+                {name: self._buffers[name] for name in segment.inputs},
+                {name: self._buffers[name] for name in segment.outputs},
+                rows,
+            )
+            for segment, engine in zip(self.spec.segments, self.engines, strict=True)
+        ]
+        return self._runs[rows]
+
+    def _read(self, tensor: str, rows: int) -> Array:
+        return self._memory.read(self._buffers[tensor], rows)
+
+    def _used_tensors(self) -> dict[str, TensorSpec]:
+        used = {self.spec.input.tensor}
+        for segment in self.spec.segments:
+            used |= {*segment.inputs, *segment.outputs}
+        return {name: spec for name, spec in self.spec.tensors.items() if name in used}
+
+
+def _crossing(spec: ChainSpec) -> list[list[str]]:
+    """Per segment, the tensors known after it that a later one reads."""
+    result = []
+    known = [spec.input.tensor]
+    for index, segment in enumerate(spec.segments):
+        known += segment.outputs
+        later = {name for after in spec.segments[index + 1 :] for name in after.inputs}
+        result.append([name for name in known if name in later])
+    return result
+
+
+def _check_finite(array: Array) -> None:
+    # One pass, no temporary: a sum is finite unless something in it is not, or it overflows.
+    if isfinite(np.add.reduce(array, axis=None)):
+        return
+    finite = np.isfinite(array)
+    if not finite.all():
+        place = np.argwhere(~finite)[0].tolist()
+        raise InputError(f"the input is not finite: it holds {array[tuple(place)]} at {place}")
+
+
+def _latencies(times: list[int] | None) -> tuple[float, ...] | None:
+    if times is None:
+        return None
+    return tuple((after - before) / 1e6 for before, after in itertools.pairwise(times))

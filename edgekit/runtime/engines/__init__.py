@@ -1,0 +1,94 @@
+"""Engines: one loaded segment each, behind an interface of three verbs: load, bind, run.
+
+What crosses between segments is opaque to the chain. Each engine names the `Memory` that its
+tensors live in, and numpy appears only where a chain begins (`write`) and where an exit's logits
+are looked at (`read`), so that features may stay wherever the engine keeps them.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import DeviceError
+
+__all__ = ["ENGINES", "Engine", "HostMemory", "Memory", "load_engine"]
+
+Array = npt.NDArray[Any]
+Buffer = Any
+"""A tensor of some capacity in an engine's memory; only its `Memory` looks inside."""
+
+
+class Memory(Protocol):
+    """Where an engine's tensors live. `rows` counts samples, from the first."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        """A buffer for a tensor of this shape, batch first."""
+
+    def write(self, buffer: Buffer, samples: Array) -> None:
+        """Copy samples into the buffer's first rows."""
+
+    def read(self, buffer: Buffer, rows: int) -> Array:
+        """The first rows, as an array that the next run may overwrite."""
+
+    def keep(self, buffer: Buffer, rows: Array) -> None:
+        """Move these rows (ascending indices) to the front, in order."""
+
+
+class Engine(Protocol):
+    """One segment, loaded. `version` names the engine and its version, for reports."""
+
+    memory: Memory
+    version: str
+
+    def bind(
+        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], rows: int
+    ) -> Callable[[], None]:
+        """A call that runs the segment on the first `rows` of these buffers.
+
+        Everything that can be prepared is prepared here: the call itself neither allocates nor
+        copies beyond what the engine forces. Raises DeviceError where the engine refuses.
+        """
+
+
+class HostMemory:
+    """The memory of engines that compute on the CPU: numpy arrays."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """An array; zeroed, so that its pages are there before the first run is timed."""
+        return np.zeros(shape, dtype)
+
+    def write(self, buffer: Array, samples: Array) -> None:
+        """Copy samples into the first rows."""
+        buffer[: len(samples)] = samples
+
+    def read(self, buffer: Array, rows: int) -> Array:
+        """A view of the first rows."""
+        return buffer[:rows]
+
+    def keep(self, buffer: Array, rows: Array) -> None:
+        """Move these rows to the front."""
+        buffer[: len(rows)] = buffer[rows]
+
+
+ENGINES = {"onnxruntime": "edgekit.runtime.engines.onnxruntime"}
+"""The module of each engine; it is imported when the first segment is loaded."""
+
+
+def load_engine(engine: str, segment: bytes, name: str, *, threads: int) -> Engine:
+    """Load a segment's bytes. `name` is for messages, `threads` is what one run may use.
+
+    Raises DeviceError where the engine is unknown or not installed, or refuses the segment.
+    """
+    if engine not in ENGINES:
+        raise DeviceError(f"this edgekit has no engine {engine!r}; it has {', '.join(ENGINES)}")
+    try:
+        module = importlib.import_module(ENGINES[engine])
+    except ImportError as error:
+        raise DeviceError(
+            f"engine {engine} is not installed ({error}): pip install 'edgekit[{engine}]'"
+        ) from None
+    loaded: Engine = module.load(segment, name, threads=threads)
+    return loaded

@@ -1,0 +1,64 @@
+"""ONNX Runtime on the CPU."""
+
+from collections.abc import Callable, Mapping
+
+import onnxruntime
+
+from edgekit.errors import DeviceError
+from edgekit.runtime.engines import Array, HostMemory
+
+__all__ = ["OnnxRuntimeEngine", "load"]
+
+_MEMORY = HostMemory()
+
+
+class OnnxRuntimeEngine:
+    """A segment in an ONNX Runtime session."""
+
+    memory = _MEMORY
+    version = f"onnxruntime {onnxruntime.__version__}"
+
+    def __init__(self, session: onnxruntime.InferenceSession, name: str) -> None:
+        self._session = session
+        self._name = name
+
+    def bind(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int
+    ) -> Callable[[], None]:
+        """See `Engine.bind`."""
+        binding = self._session.io_binding()
+        views = []
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                view = array[:rows]
+                bind(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+                views.append(view)
+        run, name = self._session.run_with_iobinding, self._name
+
+        def call(_keep_alive: list[Array] = views) -> None:
+            try:
+                run(binding)
+            except Exception as error:
+                raise DeviceError(_refusal(name, error)) from None
+
+        return call
+
+
+def load(segment: bytes, name: str, *, threads: int) -> OnnxRuntimeEngine:
+    """An engine for an ONNX model's bytes. Raises DeviceError where ONNX Runtime refuses it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A segment's threads must not spin while another segment runs: they would take its cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(segment, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise DeviceError(_refusal(name, error)) from None
+    return OnnxRuntimeEngine(session, name)
+
+
+def _refusal(name: str, error: Exception) -> str:
+    # ONNX Runtime raises a class of its own per status code, all straight from Exception.
+    return f"onnxruntime refuses {name}: {str(error).partition(chr(10))[0]}"

@@ -1,0 +1,141 @@
+"""From what a user has (an image file, pixels, an array) to the network's input tensor.
+
+The host uses these same functions for calibration and checks, so the two sides cannot differ.
+Pillow is imported only to read or scale images.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.manifest import Image, Input
+from edgekit.errors import DeviceError, InputError
+
+__all__ = ["normalise", "read_npz", "read_sample", "to_image", "to_pixels", "to_tensor"]
+
+Array = npt.NDArray[Any]
+
+
+def read_sample(path: Path) -> Array:
+    """The content of an image file as pixels uint8 `[height, width(, 3)]`, or of an `.npy` file.
+
+    Raises InputError where the file is missing or is neither, DeviceError where it is an image and
+    Pillow is not installed.
+    """
+    try:
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        pillow = _pillow()
+        with pillow.open(path) as image:
+            # Grey stays grey; palettes, alpha and CMYK become the three channels they show.
+            return np.asarray(image.convert("L" if image.mode in {"1", "L"} else "RGB"))
+    except OSError as error:
+        reason = error.strerror or "is no image that Pillow can read"
+        raise InputError(f"{path}: {reason}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is no plain .npy array: {error}") from None
+
+
+def read_npz(path: Path) -> tuple[Array, Array | None]:
+    """The arrays `inputs` `[samples, ...]` and `labels` `[samples]` (or None) of an .npz file.
+
+    Raises InputError where the file is missing, is none, or has no `inputs`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["inputs"], arrays.get("labels")
+    except KeyError:
+        raise InputError(f"{path}: has no array `inputs`") from None
+    except (OSError, ValueError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or "is no .npz file of plain arrays"
+        raise InputError(f"{path}: {reason}") from None
+
+
+def to_tensor(sample: Array, network_input: Input) -> Array:
+    """One sample as the network takes it, of `network_input`'s shape and dtype.
+
+    Pixels (uint8) go through the image's steps; an array that already has the input's shape and
+    dtype passes as it is. Raises InputError for anything else.
+    """
+    if network_input.image is not None and sample.dtype == np.uint8:
+        pixels = to_pixels(sample, network_input.image)
+        tensor = normalise(pixels[None], network_input.image)[0]
+    else:
+        tensor = sample
+    if tensor.shape != network_input.shape or tensor.dtype != network_input.dtype:
+        pixels_too = ", or uint8 pixels" if network_input.image else ""
+        raise InputError(
+            f"the network takes {network_input.dtype} {list(network_input.shape)}{pixels_too}; "
+            f"this sample is {sample.dtype} {list(sample.shape)}"
+            + (f", which gives {list(tensor.shape)}" if tensor is not sample else "")
+        )
+    return tensor
+
+
+def to_pixels(pixels: Array, image: Image) -> Array:
+    """Pixels uint8 `[height, width(, channels)]` in the image's mode, scaled and cut.
+
+    Returns uint8 `[height, width, channels]`. Raises InputError for another dtype or rank, or a
+    picture smaller than the cut.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim not in {2, 3}:
+        raise InputError(
+            "pixels are uint8 [height, width] or [height, width, 3]; found "
+            f"{pixels.dtype} {list(pixels.shape)}"
+        )
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    mode = "L" if pixels.ndim == 2 else "RGB"
+    if mode == "RGB" and pixels.shape[2] != 3:
+        raise InputError(f"pixels have 1 or 3 channels, in the last place; found {pixels.shape}")
+    size = _resized(pixels.shape[:2], image.resize)
+    if mode != image.mode or size != pixels.shape[:2]:
+        picture = to_image(pixels).convert(image.mode)
+        if size != pixels.shape[:2]:
+            # Pillow's bilinear filter widens when it scales down, as torchvision's antialias does.
+            picture = picture.resize((size[1], size[0]), _pillow().Resampling.BILINEAR)
+        pixels = np.asarray(picture)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if image.crop is not None:
+        top, left = ((have - want) // 2 for have, want in zip(size, image.crop, strict=True))
+        if top < 0 or left < 0:
+            raise InputError(f"a picture of {list(size)} is smaller than the cut {image.crop}")
+        pixels = pixels[top : top + image.crop[0], left : left + image.crop[1]]
+    return np.ascontiguousarray(pixels)
+
+
+def normalise(pixels: Array, image: Image) -> npt.NDArray[np.float32]:
+    """Pixels uint8 `[samples, height, width, channels]` as float32 `[samples, channels, h, w]`."""
+    scaled = pixels.astype(np.float32) * np.float32(image.scale)
+    scaled -= np.asarray(image.mean, np.float32)
+    scaled /= np.asarray(image.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def to_image(pixels: Array) -> Any:
+    """Pixels uint8 `[height, width]`, or with 1 or 3 channels behind, as a Pillow image."""
+    return _pillow().fromarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _resized(size: tuple[int, ...], resize: int | tuple[int, int] | None) -> tuple[int, ...]:
+    if resize is None:
+        return size
+    if isinstance(resize, tuple):
+        return resize
+    height, width = size
+    shorter = min(height, width)
+    return (height * resize // shorter, width * resize // shorter)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image as pillow
+    except ImportError:
+        raise DeviceError(
+            "reading or scaling images needs Pillow, which is not installed: "
+            "pip install 'edgekit[images]'"
+        ) from None
+    return pillow

@@ -1,0 +1,155 @@
+"""The stages of a build, and what passes between them.
+
+A stage is a small class: its options in the constructor, `stage(artifact) -> StageResult`. It
+touches no disk and draws nothing; the pipeline does that. `requires` and `ensures` are the types
+of what it takes and gives; the pipeline checks both, and each artifact's own `problems()`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import fx, nn
+
+from edgekit.bundle.manifest import TensorSpec
+
+__all__ = [
+    "Artifact",
+    "Exported",
+    "Network",
+    "Part",
+    "Program",
+    "Segments",
+    "Stage",
+    "StageResult",
+    "Step",
+]
+
+Program = TypeVar("Program", fx.GraphModule, bytes)
+Step = Callable[[str], None]
+"""Told what a stage works on just now, for the progress display."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The user's network: a module that returns its exits' logits as a tuple, in eval mode.
+
+    `sample` is a batch of two real inputs: with one, torch.export would fix the batch at one.
+    """
+
+    module: nn.Module
+    exits: tuple[str, ...]
+    sample: torch.Tensor
+
+    def problems(self) -> list[str]:
+        """What is not as it must be."""
+        return ["the model is in train()"] if self.module.training else []
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The network as one graph of ATen operators, every exit an output, batch symbolic."""
+
+    graph: fx.GraphModule
+    exits: tuple[str, ...]
+    sample: torch.Tensor
+
+    def problems(self) -> list[str]:
+        """What is not as it must be."""
+        outputs = self.graph.graph.output_node().args[0]
+        found = len(outputs) if isinstance(outputs, tuple | list) else 1
+        if found != len(self.exits):
+            return [f"the graph has {found} outputs for {len(self.exits)} exits"]
+        return []
+
+
+@dataclass(frozen=True)
+class Part(Generic[Program]):
+    """One segment on the host: a graph before it is lowered, then a file's bytes.
+
+    `inputs` and `outputs` name tensors, `logits` maps each exit computed here to the output that
+    holds its logits. `parameters` counts weights, `macs` the multiply-accumulates of one sample.
+    """
+
+    name: str
+    program: Program
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    logits: dict[str, str]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Segments(Generic[Program]):
+    """The network cut up: the chain, and the same network undivided to compare it with.
+
+    `plain` computes the final exit only, `whole` all exits. `tensors` describes every tensor that
+    is an input or output of a part; `input` names the network's own.
+    """
+
+    exits: tuple[str, ...]
+    input: str
+    tensors: dict[str, TensorSpec]
+    chain: tuple[Part[Program], ...]
+    plain: Part[Program]
+    whole: Part[Program]
+
+    def parts(self) -> tuple[Part[Program], ...]:
+        """Every part: the chain's, then `plain` and `whole`."""
+        return (*self.chain, self.plain, self.whole)
+
+    def chains(self) -> dict[str, tuple[Part[Program], ...]]:
+        """What can be run from input to final exit, by name."""
+        return {"chain": self.chain, "plain": (self.plain,), "whole": (self.whole,)}
+
+    def lowered(self, programs: Mapping[str, bytes]) -> "Segments[bytes]":
+        """The same parts with other programs, by part name."""
+        new = {part.name: replace(part, program=programs[part.name]) for part in self.parts()}
+        chain = tuple(new[part.name] for part in self.chain)
+        return Segments(self.exits, self.input, self.tensors, chain, new["plain"], new["whole"])
+
+    def problems(self) -> list[str]:
+        """What is not as it must be: every tensor is made before it is read, every exit once."""
+        found = []
+        for name, parts in self.chains().items():
+            known = {self.input}
+            for part in parts:
+                found += [f"{name}: {part.name} reads {x}" for x in part.inputs if x not in known]
+                found += [f"{part.name}: no {x}" for x in part.outputs if x not in self.tensors]
+                known |= set(part.outputs)
+        if tuple(exit for part in self.chain for exit in part.logits) != self.exits:
+            found.append("the chain's exits are not the network's")
+        return found
+
+
+class Artifact(Protocol):
+    """What passes between stages: it can say what is wrong with it."""
+
+    def problems(self) -> list[str]:
+        """What is not as it must be; empty if all is well."""
+
+
+Taken = TypeVar("Taken", bound=Artifact)
+Given = TypeVar("Given", bound=Artifact)
+
+
+@dataclass(frozen=True)
+class StageResult(Generic[Given]):
+    """What a stage gives, and notes for the evidence (plain data)."""
+
+    artifact: Given
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(Generic[Taken, Given]):
+    """One step of a build. See this module's docstring for the contract."""
+
+    name: ClassVar[str]
+    requires: ClassVar[type]
+    ensures: ClassVar[type]
+
+    def __call__(self, artifact: Taken, step: Step) -> StageResult[Given]:
+        """Do the work. Raises an EdgekitError that names segment and tensor where it cannot."""
+        raise NotImplementedError

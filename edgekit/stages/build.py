@@ -1,0 +1,205 @@
+"""build: the final parts, with everything a device needs to know, as the contents of a bundle."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import edgekit
+from edgekit.backends import Backend
+from edgekit.bundle import manifest as m
+from edgekit.check import chain_of
+from edgekit.data import Split
+from edgekit.errors import RecipeError
+from edgekit.recipe import Recipe
+from edgekit.runtime import preprocess
+from edgekit.runtime.chain import Chain
+from edgekit.stages import Part, Segments, Stage, StageResult, Step
+from edgekit.target import Target
+
+__all__ = ["Build", "Contents"]
+
+Array = npt.NDArray[Any]
+
+_CANDIDATES = 512
+"""Samples among which golden ones are looked for: enough to meet the rarer exits."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A bundle in memory: its manifest as a document, and every other file's bytes by path."""
+
+    document: dict[str, Any]
+    files: dict[str, bytes]
+
+    def manifest(self) -> m.Manifest:
+        """The document as a reader sees it."""
+        return m.parse_manifest(m.seal(self.document))
+
+    def problems(self) -> list[str]:
+        """What is not as it must be: a reader must accept the manifest."""
+        self.manifest()
+        return []
+
+
+class Build(Stage[Segments[bytes], Contents]):
+    """Collects the bundle: segments, baselines, golden samples, the test split, the manifest."""
+
+    name = "build"
+    requires = Segments
+    ensures = Contents
+
+    def __init__(
+        self, recipe: Recipe, target: Target, backend: Backend, splits: dict[str, Split]
+    ) -> None:
+        self.recipe = recipe
+        self.target = target
+        self.backend = backend
+        self.splits = splits
+
+    def __call__(self, artifact: Segments[bytes], step: Step) -> StageResult[Contents]:
+        """Raises RecipeError where the labels do not fit the classes the network has."""
+        recipe, target = self.recipe, self.target
+        source = recipe.manifest_input(artifact.input)
+        policy = m.Policy(recipe.policy.criterion, recipe.thresholds)
+        labels = self._labels(artifact)
+        files: dict[str, bytes] = {}
+        step("golden samples")
+        chain = chain_of(artifact, artifact.chain, source, labels, policy, target)
+        golden = self._golden(chain, files)
+        test_data = self._test_data(source, files)
+        variant = "default"
+        listed = tuple(_file(path, content) for path, content in files.items())
+        segments = tuple(self._segment(part, "segments", files) for part in artifact.chain)
+        plain, whole = (
+            self._segment(part, "baselines", files) for part in (artifact.plain, artifact.whole)
+        )
+        packages = ["numpy>=1.26", *self.backend.packages]
+        if source.image:
+            packages.append("pillow>=10.0")
+        document = dataclasses.asdict(
+            m.Manifest(
+                format_version=m.FORMAT_VERSION,
+                bundle_id="",
+                name=recipe.name,
+                target=m.Target(target.name, target.engine, target.precision, target.threads),
+                input=source,
+                labels=labels,
+                policy=policy,
+                variants=(m.Variant(variant, artifact.exits, artifact.tensors, segments),),
+                baselines=(m.Baselines(variant, plain, whole),),
+                requirements=m.Requirements(">=3.10", tuple(packages)),
+                golden=golden,
+                test_data=test_data,
+                files=listed,
+                tools=_versions(self.backend.tools),
+                recipe=recipe.model_dump(mode="json"),
+            )
+        )
+        document["bundle_id"] = m.identify(document)
+        return StageResult(Contents(document, files))
+
+    def _labels(self, segments: Segments[bytes]) -> tuple[str, ...]:
+        last = segments.chain[-1].logits[segments.exits[-1]]
+        (_, classes) = segments.tensors[last].shape
+        for part in segments.chain:
+            for exit, tensor in part.logits.items():
+                if segments.tensors[tensor].shape != (None, classes):
+                    raise RecipeError(
+                        f"exit {exit!r} has {segments.tensors[tensor].shape[1]} classes, the final "
+                        f"exit {classes}"
+                    )
+        labels = self.recipe.labels or tuple(str(index) for index in range(classes or 0))
+        if len(labels) != classes:
+            raise RecipeError(f"labels: {len(labels)} names for {classes} classes")
+        return labels
+
+    def _golden(self, chain: Chain, files: dict[str, bytes]) -> m.Golden:
+        """Choose samples so that every exit that is taken stands among them, and record them."""
+        split = next(
+            self.splits[name] for name in ("test", "tuning", "calibration") if name in self.splits
+        )
+        source = chain.spec.input
+        candidates = range(min(len(split), _CANDIDATES))
+        by_exit: dict[str, list[int]] = {}
+        for index in candidates:
+            taken = chain.one(split.tensors(source, range(index, index + 1))[0]).exit
+            by_exit.setdefault(taken, []).append(index)
+        # One of each exit in turn, until there are enough.
+        turns = [
+            (turn, index) for indices in by_exit.values() for turn, index in enumerate(indices)
+        ]
+        chosen = sorted(index for _, index in sorted(turns)[: self.recipe.golden_samples])
+        samples = []
+        logits: dict[str, list[Array]] = {
+            exit: [] for part in chain.spec.segments for exit in part.logits
+        }
+        for number, index in enumerate(chosen):
+            suffix, content = _as_file(split.raw[index], source)
+            path = f"golden/{number:03d}{suffix}"
+            files[path] = content
+            x = split.tensors(source, range(index, index + 1))
+            for exit, one in chain.logits(x).items():
+                logits[exit].append(one[0])
+            found = chain.one(x[0])
+            samples.append(m.GoldenSample(path, found.exit, found.class_index, found.confidence))
+        paths = {}
+        for exit, values in logits.items():
+            paths[exit] = f"golden/expected/{exit}.npy"
+            files[paths[exit]] = _npy(np.stack(values))
+        return m.Golden(tuple(samples), paths, self.recipe.check.max_relative_error)
+
+    def _test_data(self, source: m.Input, files: dict[str, bytes]) -> m.TestData | None:
+        split = self.splits.get("test")
+        if split is None:
+            return None
+        inputs, labels = "test/inputs.npy", "test/labels.npy"
+        files[inputs] = _npy(split.carried(source))
+        if split.labels is not None:
+            files[labels] = _npy(split.labels)
+        return m.TestData(inputs, labels if split.labels is not None else None, len(split))
+
+    def _segment(self, part: Part[bytes], folder: str, files: dict[str, bytes]) -> m.Segment:
+        file = _file(f"{folder}/{part.name}{self.backend.suffix}", part.program)
+        files[file.path] = part.program
+        return m.Segment(
+            **dataclasses.asdict(file),
+            name=part.name,
+            inputs=part.inputs,
+            outputs=part.outputs,
+            logits=part.logits,
+            parameters=part.parameters,
+            macs=part.macs,
+        )
+
+
+def _as_file(raw: Array | Path, source: m.Input) -> tuple[str, bytes]:
+    """A sample as a file that a user would have: its suffix and its bytes."""
+    if isinstance(raw, Path):
+        return raw.suffix.lower(), raw.read_bytes()
+    if source.image is None or raw.dtype != np.uint8:
+        return ".npy", _npy(raw)
+    stream = io.BytesIO()
+    preprocess.to_image(raw).save(stream, "PNG")
+    return ".png", stream.getvalue()
+
+
+def _file(path: str, content: bytes) -> m.File:
+    return m.File(path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _npy(array: Array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in (*packages, "numpy")}
+    return {"edgekit": edgekit.__version__, **versions}

@@ -1,0 +1,59 @@
+"""export: the PyTorch model as one torch.export graph, with all exits as outputs."""
+
+import copy
+import warnings
+
+import torch
+
+from edgekit.errors import EdgekitError, ModelError
+from edgekit.models.load import describe_failure
+from edgekit.stages import Exported, Network, Stage, StageResult, Step
+
+__all__ = ["Export"]
+
+
+class Export(Stage[Network, Exported]):
+    """Exports a deep copy: a failed export can damage the module.
+
+    The graph is functional (no in-place operators), so that what a node reads is what its argument
+    held when it was computed, also on the far side of a cut.
+    """
+
+    name = "export"
+    requires = Network
+    ensures = Exported
+
+    def __call__(self, artifact: Network, step: Step) -> StageResult[Exported]:
+        """Raises ModelError with the place in the user's code that cannot be exported."""
+        step("torch.export")
+        module = copy.deepcopy(artifact.module)
+        try:
+            # Run once as it is: a model that fails on its input should say so in its own words.
+            module(artifact.sample)
+        except EdgekitError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the model fails on an input {list(artifact.sample.shape)}: "
+                f"{describe_failure(error)}"
+            ) from error
+        try:
+            with warnings.catch_warnings():
+                # What torch says of its own deprecations is nothing the user can act on.
+                warnings.simplefilter("ignore")
+                program = torch.export.export(
+                    module,
+                    (artifact.sample,),
+                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                    strict=False,
+                ).run_decompositions({})
+        except EdgekitError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"torch.export cannot follow the model: {describe_failure(error)}"
+            ) from error
+        graph = program.module(check_guards=False)
+        graph.graph.eliminate_dead_code()
+        nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
+        return StageResult(Exported(graph, artifact.exits, artifact.sample), {"nodes": nodes})

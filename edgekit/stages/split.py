@@ -1,0 +1,247 @@
+"""split: one graph into segments, by liveness.
+
+Every operation belongs to the first exit that needs it. What is computed for one exit and read for
+a later one crosses the cut: the boundary. No module names and no pattern of layers are looked at,
+so exits may tap anywhere, boundaries may be many and may skip segments, and exits may feed later
+exits.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgekit.bundle.manifest import DTYPES, TensorSpec
+from edgekit.errors import ModelError
+from edgekit.stages import Exported, Part, Segments, Stage, StageResult, Step
+
+__all__ = ["Split", "assign", "cut"]
+
+
+class Split(Stage[Exported, Segments[fx.GraphModule]]):
+    """Cuts the graph after each exit; and twice more not at all, for `plain` and `whole`."""
+
+    name = "split"
+    requires = Exported
+    ensures = Segments
+
+    def __call__(self, artifact: Exported, step: Step) -> StageResult[Segments[fx.GraphModule]]:
+        """Raises ModelError for an exit that cannot stand where the recipe puts it."""
+        exits = artifact.exits
+        tensors: dict[str, TensorSpec] = {}
+        each = [[index] for index in range(len(exits))]
+        names = [f"segment-{index + 1}" for index in range(len(exits))]
+        chain = _parts(artifact, each, names, tensors)
+        (whole,) = _parts(artifact, [list(range(len(exits)))], ["whole"], tensors)
+        (plain,) = _parts(artifact, [[len(exits) - 1]], ["plain"], tensors)
+        (source,) = artifact.graph.graph.find_nodes(op="placeholder")
+        segments = Segments(exits, source.name, tensors, tuple(chain), plain, whole)
+        boundary_bytes = [
+            sum(tensors[x].bytes_per_sample for x in part.outputs if x not in part.logits.values())
+            for part in segments.chain[:-1]
+        ]
+        return StageResult(segments, {"boundary_bytes": boundary_bytes})
+
+
+def assign(
+    graph: fx.Graph, exits: Sequence[str], groups: Sequence[Sequence[int]]
+) -> list[set[fx.Node]]:
+    """Decide which operations each group of exits computes: those that no earlier group has.
+
+    `exits` names the graph's outputs, `groups` holds indices into them. Weights and sizes belong to
+    nobody: whoever reads one gets its own (`cut`). Raises ModelError for an exit that needs no
+    operation of its own, or does not depend on the input.
+    """
+    outputs = _outputs(graph)
+    owned: set[fx.Node] = set()
+    result = []
+    for group in groups:
+        mine: set[fx.Node] = set()
+        for index in group:
+            needed, sources = _ancestors(outputs[index])
+            if not sources:
+                raise ModelError(
+                    f"exit {exits[index]!r} does not depend on the input; is it the right output?"
+                )
+            if not needed - owned - mine:
+                raise ModelError(
+                    f"exit {exits[index]!r} needs nothing that an exit before it has not computed; "
+                    "name the exits in order of depth, each once"
+                )
+            mine |= needed - owned
+        # One part of a tuple never crosses a cut without the operator that made it: take them all.
+        mine |= {
+            user
+            for node in mine
+            for user in node.users
+            if user.op == "call_function" and _is_part(user) and user not in owned
+        }
+        owned |= mine
+        result.append(mine)
+    return result
+
+
+def cut(
+    root: fx.GraphModule, nodes: set[fx.Node], outputs: Sequence[fx.Node]
+) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """The operations `nodes` as a module of their own, and the tensors it takes, in order.
+
+    A call of the module gives the tuple of `outputs`. What a node computes does not change: the
+    module holds copies of the nodes, of the weights that they read, and of the sizes they read
+    (taken from a tensor that the segment has).
+    """
+    ordered = [node for node in root.graph.nodes if node in nodes]
+    inputs = _unique(
+        read
+        for node in ordered
+        for read in node.all_input_nodes
+        if read not in nodes and not _is_weight(read) and not _is_size(read)
+    )
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            if _is_size(node):
+                copies[node] = _size(graph, node, copies, copied)
+            else:
+                copies[node] = graph.node_copy(node, copied)
+        return copies[node]
+
+    for node in ordered:
+        copied(node)
+    graph.output(tuple(copied(node) for node in outputs))
+    graph.lint()
+    return fx.GraphModule(root, graph), inputs
+
+
+def _parts(
+    exported: Exported,
+    groups: Sequence[Sequence[int]],
+    names: Sequence[str],
+    tensors: dict[str, TensorSpec],
+) -> list[Part[fx.GraphModule]]:
+    """The network in as many parts as there are groups; adds their tensors to `tensors`."""
+    graph = exported.graph.graph
+    all_logits = _outputs(graph)
+    owners = assign(graph, exported.exits, groups)
+    (source,) = graph.find_nodes(op="placeholder")
+    batch = _symbol(source.meta["val"].shape[0])
+    # FlopCounterMode needs real tensors to run on; each part takes what the parts before it gave.
+    values = {source: exported.sample}
+    result = []
+    for index, (mine, group, name) in enumerate(zip(owners, groups, names, strict=True)):
+        later = set().union(*owners[index + 1 :])
+        crossing = [
+            node
+            for node in graph.nodes
+            if node in mine
+            and not _is_size(node)
+            and any(user in later for user in node.users)
+            and not _is_tuple(node)
+        ]
+        logits = {exported.exits[exit]: all_logits[exit] for exit in group}
+        outputs = _unique([*crossing, *logits.values()])
+        program, inputs = cut(exported.graph, mine, outputs)
+        for node in (*inputs, *outputs):
+            tensors[node.name] = _spec(node, name, batch)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            values.update(zip(outputs, program(*(values[node] for node in inputs)), strict=True))
+        result.append(
+            Part(
+                name=name,
+                program=program,
+                inputs=tuple(node.name for node in inputs),
+                outputs=tuple(node.name for node in outputs),
+                logits={exit: node.name for exit, node in logits.items()},
+                parameters=sum(one.numel() for one in program.parameters()),
+                macs=counter.get_total_flops() // 2 // len(exported.sample),
+            )
+        )
+    return result
+
+
+def _ancestors(node: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The operations that `node` needs, itself among them, and the network inputs under them."""
+    needed, sources, stack = set(), set(), [node]
+    while stack:
+        current = stack.pop()
+        if current.op == "placeholder":
+            sources.add(current)
+        elif current not in needed and not _is_weight(current) and not _is_size(current):
+            needed.add(current)
+            stack.extend(current.all_input_nodes)
+    return needed, sources
+
+
+def _size(
+    graph: fx.Graph,
+    node: fx.Node,
+    copies: dict[fx.Node, fx.Node],
+    copied: Callable[[fx.Node], fx.Node],
+) -> fx.Node:
+    """A size, read anew: from a tensor of this segment that has it, else computed from others."""
+    expression = _symbol(node.meta.get("val"))
+    for original, copy in list(copies.items()):
+        value = original.meta.get("val")
+        if isinstance(value, torch.Tensor) and expression is not None:
+            for dim, size in enumerate(value.shape):
+                if _symbol(size) == expression:
+                    made = graph.call_function(torch.ops.aten.sym_size.int, (copy, dim))
+                    made.meta = dict(node.meta)
+                    return made
+    if any(isinstance(read.meta.get("val"), torch.Tensor) for read in node.all_input_nodes):
+        raise ModelError(
+            f"a segment needs the size {expression} ({node.name}), and no tensor that reaches it "
+            "has that size; fix it in the model, or let it be computed from the batch"
+        )
+    return graph.node_copy(node, copied)
+
+
+def _outputs(graph: fx.Graph) -> list[fx.Node]:
+    (outputs,) = graph.output_node().args
+    return list(outputs)
+
+
+def _spec(node: fx.Node, part: str, batch: object) -> TensorSpec:
+    value = node.meta["val"]
+    dtype = str(value.dtype).removeprefix("torch.")
+    shape = [size if isinstance(size, int) else None for size in value.shape]
+    batched = bool(shape) and _symbol(value.shape[0]) == batch is not None
+    if dtype not in DTYPES or not batched or None in shape[1:]:
+        raise ModelError(
+            f"{part}: tensor {node.name} is {dtype} {[str(size) for size in value.shape]}; what "
+            f"crosses a cut has a batch in front, fixed sizes after it, and one of {sorted(DTYPES)}"
+        )
+    return TensorSpec(dtype, tuple(shape))
+
+
+def _symbol(size: object) -> object:
+    """The expression of a symbolic size, to compare; None for a plain number."""
+    return getattr(getattr(size, "node", None), "expr", None)
+
+
+def _is_weight(node: fx.Node) -> bool:
+    return node.op == "get_attr"
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether the node is a number (of the shape, usually) and no tensor."""
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int)
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), tuple | list)
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether the node takes one value out of an operator's several."""
+    return bool(node.all_input_nodes) and _is_tuple(node.all_input_nodes[0])
+
+
+def _unique(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    return list(dict.fromkeys(nodes))
