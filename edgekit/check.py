@@ -1,6 +1,6 @@
 """The check after every stage: the chain on real samples, held against the model in PyTorch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import fx
 
 from edgekit.bundle.manifest import Input, Policy
-from edgekit.bundle.manifest import Segment as SegmentRecord
 from edgekit.errors import CheckError
 from edgekit.recipe import Check
 from edgekit.runtime.chain import Chain, ChainSpec
@@ -21,9 +20,6 @@ from edgekit.target import Target
 __all__ = ["Agreement", "Reference", "Runner", "chain_of", "runner_for"]
 
 Array = npt.NDArray[Any]
-
-_BATCH = 32
-"""Samples that are run at once: the features of a few dozen images fit any host."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +47,19 @@ Runner = Callable[[Array], dict[str, Array]]
 class Reference:
     """The model in PyTorch on fixed samples, and what a chain is held to."""
 
-    def __init__(self, network: Network, policy: Policy, samples: Array, limits: Check) -> None:
+    def __init__(
+        self,
+        network: Network,
+        policy: Policy,
+        batches: Callable[[], Iterator[Array]],
+        limits: Check,
+    ) -> None:
+        """`batches` gives the samples anew on every call, a batch of tensors at a time."""
         self.network = network
         self.policy = policy
-        self.samples = samples
+        self.batches = batches
         self.limits = limits
-        self.logits = _eager(network, samples)
+        self.logits = _eager(network, batches())
         self.decisions = decide(self.logits, CRITERIA[policy.criterion], policy.thresholds)
 
     def compare(self, stage: str, logits: list[Array]) -> Agreement:
@@ -68,7 +71,7 @@ class Reference:
         alike = (exits == self.decisions[0]) & (classes == self.decisions[1])
         return Agreement(
             stage=stage,
-            samples=len(self.samples),
+            samples=len(logits[-1]),
             max_abs_error=max(error[0] for error in errors),
             max_relative_error=max(error[1] for error in errors),
             top1_agreement=float(np.mean(same_class)),
@@ -77,13 +80,13 @@ class Reference:
 
     def accept(self, stage: str, chain: Chain) -> Agreement:
         """As `check`, of a loaded chain, whose own decisions are held against the model's."""
-        batches = [
-            self.samples[start : start + _BATCH] for start in range(0, len(self.samples), _BATCH)
-        ]
-        logits = [chain.logits(batch) for batch in batches]
-        whole = [np.concatenate([one[exit] for one in logits]) for exit in self.network.exits]
-        found = self.compare(stage, whole)
-        taken = [prediction for batch in batches for prediction in chain.many(batch)]
+        logits: list[list[Array]] = [[] for _ in self.network.exits]
+        taken = []
+        for batch in self.batches():
+            for output, one in zip(logits, chain.logits(batch).values(), strict=True):
+                output.append(one)
+            taken += chain.many(batch)
+        found = self.compare(stage, [np.concatenate(output) for output in logits])
         exits, classes, _ = self.decisions
         alike = [
             (self.network.exits[exit], index) == (one.exit, one.class_index)
@@ -124,8 +127,8 @@ class Reference:
             exits = [exit for part in parts for exit in part.logits]
             tensors = [part.logits[exit] for part in parts for exit in part.logits]
             outputs: list[list[Array]] = [[] for _ in exits]
-            for start in range(0, len(self.samples), _BATCH):
-                values = run(self.samples[start : start + _BATCH])
+            for batch in self.batches():
+                values = run(batch)
                 for output, tensor in zip(outputs, tensors, strict=True):
                     output.append(values[tensor])
             logits = [np.concatenate(output) for output in outputs]
@@ -159,8 +162,7 @@ class Reference:
 
     def _culprit(self, parts: Sequence[Part[Any]], run: Runner, exported: Exported) -> str:
         """Words for the first tensor that differs from the same tensor of the exported graph."""
-        for start in range(0, len(self.samples), _BATCH):
-            batch = self.samples[start : start + _BATCH]
+        for batch in self.batches():
             ours, theirs = run(batch), _every_tensor(exported, batch)
             for part in parts:
                 for tensor in part.outputs:
@@ -189,10 +191,7 @@ def chain_of(
     target: Target,
 ) -> Chain:
     """The parts as the runtime runs them, from memory."""
-    records = tuple(
-        SegmentRecord("", len(one.program), "", one.name, one.inputs, one.outputs, one.logits, 0, 0)
-        for one in parts
-    )
+    records = tuple(part.record() for part in parts)
     return Chain.from_segments(
         ChainSpec(network_input, labels, segments.tensors, records, policy),
         [part.program for part in parts],
@@ -220,12 +219,12 @@ def _in_torch(source: str, parts: Sequence[Part[fx.GraphModule]]) -> Runner:
     return run
 
 
-def _eager(network: Network, samples: Array) -> list[Array]:
+def _eager(network: Network, batches: Iterator[Array]) -> list[Array]:
     outputs: list[list[Array]] = [[] for _ in network.exits]
     with torch.no_grad():
-        for start in range(0, len(samples), _BATCH):
-            batch = torch.from_numpy(samples[start : start + _BATCH])
-            for output, logits in zip(outputs, network.module(batch), strict=True):
+        for batch in batches:
+            every = network.module(torch.from_numpy(batch))
+            for output, logits in zip(outputs, every, strict=True):
                 output.append(logits.float().numpy())
     return [np.concatenate(output) for output in outputs]
 

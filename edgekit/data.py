@@ -1,7 +1,7 @@
 """The splits of a recipe: where their samples come from, and that they have none in common."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.bundle.manifest import Input
-from edgekit.errors import RecipeError
+from edgekit.errors import InputError, RecipeError
 from edgekit.models.load import call_factory
 from edgekit.recipe import Recipe, Source
 from edgekit.runtime import preprocess
@@ -41,16 +41,37 @@ class Split:
         raw = self.raw[index]
         return preprocess.read_sample(raw) if isinstance(raw, Path) else raw
 
-    def tensors(self, network_input: Input, rows: range) -> Array:
-        """Samples as the network takes them, `[len(rows), *shape]`."""
-        return np.stack([preprocess.to_tensor(self.sample(i), network_input) for i in rows])
+    def tensor(self, index: int, network_input: Input) -> Array:
+        """One sample as the network takes it."""
+        try:
+            return preprocess.to_tensor(self.sample(index), network_input)
+        except InputError as error:
+            raise RecipeError(f"data.{self.name}, sample {index}: {error}") from None
+
+    def batches(
+        self, network_input: Input, *, most: int | None = None, size: int = 32
+    ) -> Iterator[Array]:
+        """The first `most` samples (all if None) as tensors `[up to size, *shape]`.
+
+        Made as they are asked for: a split need not fit into memory.
+        """
+        rows = range(len(self))[:most]
+        for start in range(0, len(rows), size):
+            yield np.stack([self.tensor(i, network_input) for i in rows[start : start + size]])
+
+    def subset(self, most: int) -> "Split":
+        """At most so many samples, evenly spaced: sorted data keeps all its classes."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(most, len(self)), dtype=int))
+        labels = None if self.labels is None else self.labels[rows]
+        return Split(self.name, [self.raw[row] for row in rows], labels)
 
     def carried(self, network_input: Input) -> Array:
         """All samples in the form that a bundle carries: pixels of an image, else tensors."""
         rows = range(len(self))
-        if network_input.image is None or self.sample(0).dtype != np.uint8:
-            return self.tensors(network_input, rows)
-        return np.stack([preprocess.to_pixels(self.sample(i), network_input.image) for i in rows])
+        image = network_input.image
+        if image is None or self.sample(0).dtype != np.uint8:
+            return np.stack([self.tensor(row, network_input) for row in rows])
+        return np.stack([preprocess.to_pixels(self.sample(row), image) for row in rows])
 
 
 def load_splits(recipe: Recipe) -> dict[str, Split]:

@@ -108,6 +108,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.backend = backend_for(self.target.engine)
         self.policy = Policy(self.recipe.policy.criterion, self.recipe.thresholds)
+        self.source = self.recipe.manifest_input("")
 
     def load(self) -> Network:
         """The user's data and model, and what the model says of the samples to check with."""
@@ -117,12 +118,12 @@ class _Run:
             notes["samples"] = {name: len(split) for name, split in self.splits.items()}
             step("model")
             module = Exits(load_model(self.recipe), self.recipe.exits).eval()
-            samples = self._samples(("tuning", "calibration", "test"), self.recipe.check.samples)
+            split = self._split("tuning", "calibration", "test")
             # torch.export fixes a batch of one, so a single sample stands twice.
-            sample = torch.from_numpy(np.resize(samples, (2, *samples.shape[1:])))
-            network = Network(module, self.recipe.exits, sample)
+            pair = np.stack([split.tensor(row % len(split), self.source) for row in range(2)])
+            network = Network(module, self.recipe.exits, torch.from_numpy(pair))
             step("reference")
-            self.reference = Reference(network, self.policy, samples, self.recipe.check)
+            self.reference = self._reference(network, split, self.recipe.check.samples)
             return network
 
     def __call__(self, stage: Stage[Taken, Given], artifact: Taken) -> Given:
@@ -156,12 +157,11 @@ class _Run:
             chain = Chain.from_bundle(bundle)
             golden = verify_golden(bundle, chain)
             step("test split")
-            name = "test" if "test" in self.splits else next(iter(self.splits))
-            samples, labels = self._samples((name,)), self.splits[name].labels
-            reference = Reference(self.reference.network, self.policy, samples, self.recipe.check)
-            found = reference.accept("verify", chain)
-            self.checks.append(found)
-            notes["accuracy"] = reference.accuracies(labels) if labels is not None else None
+            split = self._split("test", "tuning", "calibration")
+            reference = self._reference(self.reference.network, split, None)
+            self.checks.append(reference.accept("verify", chain))
+            if split.labels is not None:
+                notes["pytorch_accuracy"] = reference.accuracies(split.labels)
             notes["exit_rates"] = reference.exit_rates()
         return {
             "bundle_id": bundle.manifest.bundle_id,
@@ -176,11 +176,15 @@ class _Run:
             "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
-    def _samples(self, names: tuple[str, ...], most: int | None = None) -> npt.NDArray[Any]:
-        """The first of these splits that the recipe has, as tensors."""
-        split = next(self.splits[name] for name in names if name in self.splits)
-        rows = range(len(split) if most is None else min(most, len(split)))
-        return split.tensors(self.recipe.manifest_input(""), rows)
+    def _split(self, *names: str) -> Split:
+        """The first of these splits that the recipe has."""
+        return next(self.splits[name] for name in names if name in self.splits)
+
+    def _reference(self, network: Network, split: Split, most: int | None) -> Reference:
+        def batches() -> Iterator[npt.NDArray[Any]]:
+            return split.batches(self.source, most=most)
+
+        return Reference(network, self.policy, batches, self.recipe.check)
 
     @contextmanager
     def _recorded(self, name: str) -> Iterator[tuple[Step, dict[str, Any]]]:

@@ -122,6 +122,8 @@ class Recipe(Strict):
     data: Data = Data()
     golden_samples: int = Field(default=8, ge=1, le=256)
     """Samples that travel with the bundle for `edgekit verify`."""
+    test_samples: int = Field(default=1000, ge=0)
+    """At most so many of the test split travel with it for `edgekit bench`, evenly spaced."""
     check: Check = Check()
 
     _folder: Path = PrivateAttr(default=Path())

@@ -29,6 +29,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "Baselines",
+    "Exit",
     "File",
     "Golden",
     "GoldenSample",
@@ -93,18 +94,26 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Exit:
+    """An exit that a segment computes, and the output that holds its logits."""
+
+    name: str
+    logits: str
+
+
+@dataclass(frozen=True)
 class Segment(File):
     """One segment's file and contract.
 
-    `inputs` and `outputs` name tensors of the variant; `logits` maps each exit computed here to
-    the output that holds its logits. `parameters` counts weights, `macs` the multiply-accumulate
+    `inputs` and `outputs` name tensors of the variant; `exits` are in order of depth, a single one
+    but in an undivided network. `parameters` counts weights, `macs` the multiply-accumulate
     operations of one sample.
     """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    logits: dict[str, str]
+    exits: tuple[Exit, ...]
     parameters: int
     macs: int
 
@@ -399,14 +408,14 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
             if absent := [name for name in segment.inputs if name not in known]:
                 raise BundleError(f"{where}: {segment.name} reads {absent[0]!r} before it is there")
             known |= set(segment.outputs)
-            exits += list(segment.logits)
+            exits += [exit.name for exit in segment.exits]
             strange = [name for name in segment.outputs if name not in variant.tensors]
-            strange += [name for name in segment.logits.values() if name not in segment.outputs]
+            strange += [one.logits for one in segment.exits if one.logits not in segment.outputs]
             if strange:
                 raise BundleError(f"{where}: {segment.name} has no tensor {strange[0]!r}")
         if not exits or exits[-1] != variant.exits[-1]:
             raise BundleError(f"{where}: the chain does not end in {variant.exits[-1]!r}")
-    if tuple(exit for segment in variant.segments for exit in segment.logits) != variant.exits:
+    if tuple(exit.name for one in variant.segments for exit in one.exits) != variant.exits:
         raise BundleError(f"{where}: the segments' exits are not {', '.join(variant.exits)}")
 
 

@@ -1,6 +1,6 @@
 """`edgekit build`: a recipe and a target into a bundle."""
 
-import importlib
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,14 +73,12 @@ def resolve(recipe: str, target: str, settings: list[str]) -> tuple[Any, Any]:
 
 def require_host_side() -> None:
     """Raises DeviceError on a device, where the packages that build are not installed."""
-    for package in ("yaml", "pydantic"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise DeviceError(
-                f"this command belongs to the host side, and {package} is not installed: "
-                "pip install 'edgekit[build]'"
-            ) from None
+    needed = ("yaml", "pydantic", "torch", "onnx", "onnxscript")
+    if lacking := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise DeviceError(
+            f"this command belongs to the host side, and {', '.join(lacking)} is not installed: "
+            "pip install 'edgekit[build]' (Python 3.11 or newer)"
+        )
 
 
 def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any], folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.bundle.manifest import Manifest, Segment, Variant
+from edgekit.bundle.manifest import Manifest, Variant
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.build import SetOption, resolve
 from edgekit.cli.output import JsonOption, StageProgress, Terminal, print_segments
@@ -31,12 +31,7 @@ def inspect(
         with StageProgress(terminal).live("importing torch"):
             from edgekit import pipeline
         found = pipeline.inspect(recipe, the_target, StageProgress(terminal))
-        segments = tuple(
-            Segment(
-                "", 0, "", one.name, one.inputs, one.outputs, one.logits, one.parameters, one.macs
-            )
-            for one in found.chain
-        )
+        segments = tuple(part.record() for part in found.chain)
         variant, more = Variant("default", found.exits, found.tensors, segments), {}
         terminal.line(f"\n{recipe.name}: {len(found.exits)} exits, {', '.join(found.exits)}\n")
     print_segments(terminal, variant)

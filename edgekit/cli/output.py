@@ -42,11 +42,12 @@ def print_segments(terminal: "Terminal", variant: Variant) -> None:
     """A table of a chain's segments: what each holds, and what leaves it."""
     rows = []
     for segment in variant.segments:
-        crossing = [name for name in segment.outputs if name not in segment.logits.values()]
+        logits = [exit.logits for exit in segment.exits]
+        crossing = [name for name in segment.outputs if name not in logits]
         rows.append(
             [
                 segment.name,
-                ", ".join(segment.logits),
+                ", ".join(exit.name for exit in segment.exits),
                 f"{segment.parameters:,}",
                 f"{segment.macs / 1e6:,.2f} M",
                 bytes_text(segment.size_bytes) if segment.size_bytes else "-",

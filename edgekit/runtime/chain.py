@@ -66,7 +66,7 @@ class Chain:
         self._memory = engines[0].memory
         self._criterion: Criterion = CRITERIA[spec.policy.criterion]
         # A segment's exit is the last that it computes: the undivided network computes them all.
-        self._exits = [list(segment.logits.items())[-1] for segment in spec.segments]
+        self._exits = [segment.exits[-1] for segment in spec.segments]
         # The last exit takes every sample that comes to it, also one whose confidence is NaN.
         self._thresholds = [*spec.policy.thresholds[: len(spec.segments) - 1], None]
         self._dtype = np.dtype(spec.input.dtype)
@@ -173,8 +173,8 @@ class Chain:
             result = {}
             for segment, run in zip(self.spec.segments, runs, strict=True):
                 run()
-                for name, tensor in segment.logits.items():
-                    result[name] = self._read(tensor, len(samples)).copy()
+                for exit in segment.exits:
+                    result[exit.name] = self._read(exit.logits, len(samples)).copy()
         return result
 
     def tensors(self, samples: Array) -> dict[str, Array]:
@@ -198,15 +198,14 @@ class Chain:
         runs = self._start(samples)
         for run, exit, threshold in zip(runs, self._exits, self._thresholds, strict=True):
             run()
-            name, tensor = exit
-            logits = self._read(tensor, 1)[0]
+            logits = self._read(exit.logits, 1)[0]
             confidence = float(self._criterion(logits))
             if times is not None:
                 times.append(clock())
             if threshold is None or confidence >= threshold:
                 break
         index = int(logits.argmax())
-        return Prediction(index, self.spec.labels[index], name, confidence, _latencies(times))
+        return Prediction(index, self.spec.labels[index], exit.name, confidence, _latencies(times))
 
     def _many(self, samples: Array, timings: bool) -> list[Prediction]:
         clock = time.perf_counter_ns
@@ -214,11 +213,9 @@ class Chain:
         runs = self._start(samples)
         remaining = np.arange(len(samples))
         result: list[Prediction | None] = [None] * len(samples)
-        for k, ((name, tensor), threshold) in enumerate(
-            zip(self._exits, self._thresholds, strict=True)
-        ):
+        for k, (exit, threshold) in enumerate(zip(self._exits, self._thresholds, strict=True)):
             runs[k]()
-            logits = self._read(tensor, len(remaining))
+            logits = self._read(exit.logits, len(remaining))
             confidences = self._criterion(logits)
             leaves = (
                 np.ones(len(remaining), bool) if threshold is None else confidences >= threshold
@@ -229,15 +226,19 @@ class Chain:
             for row in np.flatnonzero(leaves):
                 index = int(classes[row])
                 result[remaining[row]] = Prediction(
-                    index, self.spec.labels[index], name, float(confidences[row]), _latencies(times)
+                    index,
+                    self.spec.labels[index],
+                    exit.name,
+                    float(confidences[row]),
+                    _latencies(times),
                 )
             if leaves.all():
                 break
             if leaves.any():
                 kept = np.flatnonzero(~leaves)
                 remaining = remaining[kept]
-                for name_of in self._crossing[k]:
-                    self._memory.keep(self._buffers[name_of], kept)
+                for tensor in self._crossing[k]:
+                    self._memory.keep(self._buffers[tensor], kept)
                 runs = self._bound(len(remaining))
         return [prediction for prediction in result if prediction is not None]
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import fx, nn
 
-from edgekit.bundle.manifest import TensorSpec
+from edgekit.bundle.manifest import Exit, File, Segment, TensorSpec
 
 __all__ = [
     "Artifact",
@@ -79,6 +79,21 @@ class Part(Generic[Program]):
     logits: dict[str, str]
     parameters: int
     macs: int
+
+    def record(self, file: File | None = None) -> Segment:
+        """The part as a manifest lists it, in `file` where it has been put into one."""
+        place = file or File("", 0, "")
+        return Segment(
+            place.path,
+            place.size_bytes,
+            place.sha256,
+            name=self.name,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            exits=tuple(Exit(name, tensor) for name, tensor in self.logits.items()),
+            parameters=self.parameters,
+            macs=self.macs,
+        )
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Build(Stage[Segments[bytes], Contents]):
         candidates = range(min(len(split), _CANDIDATES))
         by_exit: dict[str, list[int]] = {}
         for index in candidates:
-            taken = chain.one(split.tensors(source, range(index, index + 1))[0]).exit
+            taken = chain.one(split.tensor(index, source)).exit
             by_exit.setdefault(taken, []).append(index)
         # One of each exit in turn, until there are enough.
         turns = [
@@ -138,16 +138,16 @@ class Build(Stage[Segments[bytes], Contents]):
         chosen = sorted(index for _, index in sorted(turns)[: self.recipe.golden_samples])
         samples = []
         logits: dict[str, list[Array]] = {
-            exit: [] for part in chain.spec.segments for exit in part.logits
+            exit.name: [] for part in chain.spec.segments for exit in part.exits
         }
         for number, index in enumerate(chosen):
             suffix, content = _as_file(split.raw[index], source)
             path = f"golden/{number:03d}{suffix}"
             files[path] = content
-            x = split.tensors(source, range(index, index + 1))
-            for exit, one in chain.logits(x).items():
+            x = split.tensor(index, source)
+            for exit, one in chain.logits(x[None]).items():
                 logits[exit].append(one[0])
-            found = chain.one(x[0])
+            found = chain.one(x)
             samples.append(m.GoldenSample(path, found.exit, found.class_index, found.confidence))
         paths = {}
         for exit, values in logits.items():
@@ -156,9 +156,9 @@ class Build(Stage[Segments[bytes], Contents]):
         return m.Golden(tuple(samples), paths, self.recipe.check.max_relative_error)
 
     def _test_data(self, source: m.Input, files: dict[str, bytes]) -> m.TestData | None:
-        split = self.splits.get("test")
-        if split is None:
+        if "test" not in self.splits or not self.recipe.test_samples:
             return None
+        split = self.splits["test"].subset(self.recipe.test_samples)
         inputs, labels = "test/inputs.npy", "test/labels.npy"
         files[inputs] = _npy(split.carried(source))
         if split.labels is not None:
@@ -168,15 +168,7 @@ class Build(Stage[Segments[bytes], Contents]):
     def _segment(self, part: Part[bytes], folder: str, files: dict[str, bytes]) -> m.Segment:
         file = _file(f"{folder}/{part.name}{self.backend.suffix}", part.program)
         files[file.path] = part.program
-        return m.Segment(
-            **dataclasses.asdict(file),
-            name=part.name,
-            inputs=part.inputs,
-            outputs=part.outputs,
-            logits=part.logits,
-            parameters=part.parameters,
-            macs=part.macs,
-        )
+        return part.record(file)
 
 
 def _as_file(raw: Array | Path, source: m.Input) -> tuple[str, bytes]:

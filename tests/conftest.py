@@ -1,0 +1,156 @@
+"""What several tests share: the command line in this process, a small recipe, built bundles."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+# Two test processes share two cores, and OpenMP's threads wait for each other by spinning: with a
+# team as large as the machine in each, PyTorch is twenty times slower. Set before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import filelock
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+TINY_MODEL = '''
+import numpy as np
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    """Three exits on 1x8x8; small enough to build in seconds."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(1, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Conv2d(8, 8, 3, padding=1)
+        self.heads = nn.ModuleList(nn.Linear(8 * 64, 4) for _ in range(3))
+
+    def forward(self, x):
+        exits = []
+        for conv, head in zip((self.a, self.b, self.c), self.heads):
+            x = torch.relu(conv(x))
+            exits.append(head(x.flatten(1)))
+        return exits
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return Tiny()
+
+
+def samples(seed, count=24):
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+    return pixels, generator.integers(0, 4, count)
+'''
+
+TINY_RECIPE = """
+name: tiny
+model: {factory: "tiny.py:tiny"}
+input: {shape: [1, 8, 8], image: {mode: L, mean: [0.5], std: [0.25]}}
+labels: [north, east, south, west]
+exits: [first, second, last]
+policy: {thresholds: {first: 0.30, second: 0.29}}
+data:
+  tuning: {factory: "tiny.py:samples", args: {seed: 1}}
+  test: {factory: "tiny.py:samples", args: {seed: 2}}
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Runs `edgekit ARGUMENTS` in this process."""
+    from edgekit.cli import main
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["edgekit", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        printed = capsys.readouterr()
+        return Ended(code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """A recipe of the test's own, with a model of three exits."""
+    return write_tiny_recipe(tmp_path / "tiny")
+
+
+def write_tiny_recipe(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "tiny.py").write_text(TINY_MODEL)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(TINY_RECIPE)
+    return recipe
+
+
+def _once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """A folder that is made once for all test processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    folder = shared / name
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the tiny recipe; read-only by agreement, see `tiny_bundle`."""
+    from edgekit.pipeline import build
+    from edgekit.recipe import load_recipe
+    from edgekit.target import load_target
+
+    def make(folder: Path) -> None:
+        recipe = write_tiny_recipe(tmp_path_factory.mktemp("recipe") / "tiny")
+        build(load_recipe(str(recipe)), load_target("host"), folder)
+
+    return _once(tmp_path_factory, "built-tiny", make)
+
+
+@pytest.fixture
+def tiny_bundle(built_tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle, to be broken."""
+    return Path(shutil.copytree(built_tiny, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of recipes/digits for `host`; read-only by agreement."""
+    from edgekit.pipeline import build
+    from edgekit.recipe import load_recipe
+    from edgekit.target import load_target
+
+    def make(folder: Path) -> None:
+        recipe = load_recipe(str(ROOT / "recipes/digits/recipe.yaml"))
+        build(recipe, load_target("host"), folder)
+
+    return _once(tmp_path_factory, "built-digits", make)
