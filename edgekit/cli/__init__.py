@@ -50,9 +50,11 @@ def main() -> None:
     except EdgekitError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print_error("interrupted; nothing was left half written")
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        # Typer turns Ctrl-C into this code without a word.
+        if end.code == INTERRUPTED:
+            print_error("interrupted; nothing was left half written")
+        raise
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,192 @@
+"""A person's bad day: one line that names the cause, and the right exit code."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import ROOT
+
+
+def assert_refused(ended, code: int, *words: str) -> None:
+    assert ended.code == code, ended.err
+    (line,) = ended.err.splitlines()
+    assert line.startswith("edgekit: ")
+    for word in words:
+        assert word in line
+
+
+def edit(recipe: Path, old: str, new: str) -> None:
+    text = recipe.read_text()
+    assert old in text
+    recipe.write_text(text.replace(old, new))
+
+
+def test_a_wrong_key_is_refused_with_the_nearest_right_one(cli, tiny_recipe):
+    edit(tiny_recipe, "thresholds:", "treshold:")
+    assert_refused(cli("build", tiny_recipe), 1, "policy.treshold", "thresholds")
+
+
+def test_a_missing_recipe_is_refused(cli, tmp_path):
+    assert_refused(cli("build", tmp_path / "none.yaml"), 1, "none.yaml", "no such file")
+
+
+def test_a_missing_model_file_is_refused(cli, tiny_recipe):
+    (tiny_recipe.parent / "tiny.py").unlink()
+    assert_refused(cli("build", tiny_recipe), 1, "tiny.py", "no such file")
+
+
+def test_a_model_with_one_exit_where_three_are_named_is_refused(cli, tiny_recipe):
+    edit(tiny_recipe.parent / "tiny.py", "return exits", "return exits[-1]")
+    assert_refused(cli("build", tiny_recipe), 1, "returns 1 outputs", "names 3 exits")
+
+
+def test_overlapping_splits_are_refused(cli, tiny_recipe):
+    edit(tiny_recipe, "seed: 2", "seed: 1")
+    assert_refused(cli("build", tiny_recipe), 1, "sample 0 of test", "sample 0 of tuning")
+
+
+def test_an_unknown_target_is_refused_with_the_known_ones(cli, tiny_recipe):
+    assert_refused(cli("build", tiny_recipe, "--target", "hsot"), 1, "hsot", "'host'")
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(cli, tiny_recipe):
+    save_file({"a.weight": torch.zeros(3)}, tiny_recipe.parent / "wrong.safetensors")
+    ended = cli("build", tiny_recipe, "--set", "model.checkpoint=wrong.safetensors")
+    assert_refused(ended, 1, "wrong.safetensors", "a.bias is missing")
+
+
+def test_labels_that_do_not_fit_the_classes_are_refused(cli, tiny_recipe):
+    edit(tiny_recipe, "labels: [north, east, south, west]", "labels: [a, b, c, d, e]")
+    assert_refused(cli("build", tiny_recipe), 1, "build: labels: 5 names for 4 classes")
+
+
+def test_a_flipped_byte_is_refused(cli, tiny_bundle):
+    segment = tiny_bundle / "segments/segment-2.onnx"
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    for command in (("verify",), ("bench",), ("inspect",)):
+        assert_refused(cli(*command, tiny_bundle), 3, "segment-2.onnx was changed")
+    assert_refused(cli("run", tiny_bundle, "x.png"), 3, "segment-2.onnx was changed")
+
+
+def test_a_missing_segment_is_refused(cli, tiny_bundle):
+    (tiny_bundle / "segments/segment-2.onnx").unlink()
+    assert_refused(cli("verify", tiny_bundle), 3, "segment-2.onnx is missing")
+
+
+def test_evidence_of_another_build_is_refused(cli, tiny_bundle):
+    evidence = tiny_bundle / "evidence.json"
+    evidence.write_text(evidence.read_text().replace("executed", "imagined"))
+    assert_refused(cli("verify", tiny_bundle), 3, "evidence.json", "changed")
+
+
+def test_a_folder_that_is_no_bundle_is_refused(cli, tmp_path):
+    assert_refused(cli("verify", tmp_path), 3, "not a bundle")
+
+
+def test_an_output_that_is_no_bundle_is_not_overwritten(cli, tiny_recipe):
+    keep = tiny_recipe.parent / "photos"
+    keep.mkdir()
+    (keep / "holiday.jpg").write_bytes(b"dear")
+    assert_refused(cli("build", tiny_recipe, "--output", keep), 1, "photos", "not a bundle")
+    assert (keep / "holiday.jpg").read_bytes() == b"dear"
+
+
+def test_one_bad_file_among_many_does_not_lose_the_others(cli, tiny_bundle, tmp_path):
+    good = tiny_bundle / "golden/000.png"
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    ended = cli("run", tiny_bundle, bad, good, tmp_path / "absent.png")
+    assert ended.code == 1
+    assert "000.png" in ended.out
+    assert [line.count("edgekit: ") for line in ended.err.splitlines()] == [1, 1]
+
+
+def test_a_picture_of_another_size_says_what_fits(cli, tiny_bundle, tmp_path):
+    from PIL import Image
+
+    Image.new("L", (9, 7)).save(tmp_path / "wide.png")
+    ended = cli("run", tiny_bundle, tmp_path / "wide.png")
+    assert_refused(ended, 1, "wide.png", "float32 [1, 8, 8]", "[1, 7, 9]")
+
+
+def test_wrong_usage_is_exit_code_2(cli):
+    assert cli("bench").code == 2
+    assert cli("bulid").code == 2
+    assert cli("build", "x", "--no-such-option").code == 2
+
+
+def test_a_report_that_cannot_be_written_is_said(cli, tiny_bundle, tmp_path):
+    ended = cli("verify", tiny_bundle, "--json", tmp_path / "no/such/folder.json")
+    assert_refused(ended, 1, "folder.json", "cannot be written")
+
+
+def test_a_bug_is_exit_code_70_with_its_traceback_in_a_file(cli, tiny_bundle, monkeypatch):
+    def broken(path):
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr("edgekit.cli.verify.read_bundle", broken)
+    ended = cli("verify", tiny_bundle)
+    assert_refused(ended, 70, "bug", "unforeseen")
+    report = Path(ended.err.split()[-1])
+    assert "Traceback" in report.read_text()
+    report.unlink()
+
+
+def edgekit(*arguments: object, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "edgekit.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_build_that_is_stopped_leaves_the_old_bundle(tiny_recipe, built_tiny, tmp_path, stop):
+    output = tmp_path / "out/bundle"
+    shutil.copytree(built_tiny, output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    process = edgekit("build", tiny_recipe, "--output", output)
+    deadline = time.monotonic() + 120
+    while len(leftovers(output.parent)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=60)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert error == "edgekit: interrupted; nothing was left half written\n"
+        assert leftovers(output.parent) == ["bundle"]
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert len(leftovers(output.parent)) == 2
+
+
+def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=64k tmpfs {disk} && "
+        f"{sys.executable} -m edgekit.cli build {tiny_recipe} --output {disk}/bundle; "
+        f"echo code $?; ls -A {disk}"
+    )
+    unshare = ["unshare", "--mount", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk to fill")
+    ended = subprocess.run(
+        [*unshare, "sh", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "no space left for the bundle" in ended.stderr
+    assert ended.stdout.splitlines()[-1] == "code 1"

@@ -1,0 +1,85 @@
+"""The export: everything at once, batch free, and a reason where it cannot be."""
+
+import pytest
+import torch
+from torch import nn
+
+from edgekit.errors import ModelError
+from edgekit.models.exits import Exits
+from edgekit.stages import Exported, Network
+from edgekit.stages.export import Export
+
+
+def export(forward, exits=2) -> Exported:
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return forward(self, x)
+
+    names = tuple(f"exit{index + 1}" for index in range(exits))
+    network = Network(Exits(Net(), names).eval(), names, torch.randn(2, 6))
+    return Export()(network, lambda text: None).artifact
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda m, x: (m.head(x), m.head(m.a(x))),
+        lambda m, x: [m.head(x), m.head(m.a(x))],
+        lambda m, x: {"early": m.head(x), "late": m.head(m.a(x))},
+        lambda m, x: {"aux": [m.head(x)], "out": m.head(m.a(x))},
+    ],
+    ids=["tuple", "list", "dict", "nested"],
+)
+def test_any_collection_of_exits_becomes_outputs_in_order(outputs):
+    exported = export(outputs)
+    assert exported.problems() == []
+    x = torch.randn(7, 6)
+    first, last = exported.graph(x)
+    assert first.shape == last.shape == (7, 3)
+    assert not torch.equal(first, last)
+
+
+def test_a_failed_export_leaves_the_users_module_as_it_was():
+    class Net(nn.Module):
+        def forward(self, x):
+            self.seen = x.shape
+            return (x.sum().item() > 0 and x, x)
+
+    names = ("early", "late")
+    model = Net()
+    with pytest.raises(ModelError):
+        Export()(Network(Exits(model, names).eval(), names, torch.ones(2, 6)), lambda text: None)
+    assert "seen" not in vars(model)
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda m, x: m.head(x), "returns 1 outputs in eval.*names 2 exits.*train"),
+        (lambda m, x: (m.head(x),) * 3, "returns 3 outputs.*exit1, exit2"),
+        (lambda m, x: (m.head(x), "sure"), "returns a str"),
+        (lambda m, x: (m.head(x), m.head(x)[None]), r"exit2.*\[1, 2, 3\].*\[batch, classes\]"),
+        (lambda m, x: (m.head(x), m.head(x).argmax(1, keepdim=True)), "exit2.*int64"),
+        (
+            lambda m, x: (m.head(x), m.head(x.view(1, 12))),
+            r"fails on an input \[2, 6\].*test_export",
+        ),
+        (lambda m, x: (m.head(x), m.head(x) if x.sum() > 0 else m.a(x)), "cannot follow"),
+        (lambda m, x: (m.head(x), m.head(x.reshape(2, 6))), "cannot follow.*batch"),
+    ],
+    ids=["one exit", "three", "a word", "rank", "classes", "crash", "branch", "fixed batch"],
+)
+def test_what_cannot_be_exported_is_refused_with_the_cause(forward, words):
+    with pytest.raises(ModelError, match=words):
+        export(forward)
+
+
+def test_dropout_does_nothing_in_a_segment():
+    x = torch.ones(2, 6)
+    exported = export(lambda m, x: (m.head(m.dropout(x)), m.head(m.a(x))))
+    assert torch.equal(exported.graph(x)[0], exported.graph(x)[0])

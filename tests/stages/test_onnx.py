@@ -1,0 +1,98 @@
+"""lower and optimize for ONNX Runtime: what the files are, and what they must not say."""
+
+import onnx
+import pytest
+import torch
+
+from edgekit.backends import backend_for
+from edgekit.backends.onnxruntime import OnnxRuntimeBackend
+from edgekit.errors import BuildError
+from edgekit.stages.lower import Lower
+from edgekit.stages.optimize import Optimize
+from edgekit.target import load_target
+from tests.stages.test_split import IMAGES, SkipsASegment, TapsBeforeActivation, split
+
+
+def silent(text: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    return split(SkipsASegment(), 3, IMAGES)
+
+
+@pytest.fixture(scope="module")
+def lowered(graphs):
+    return Lower(OnnxRuntimeBackend(), load_target("host"), IMAGES)(graphs, silent)
+
+
+@pytest.fixture(scope="module")
+def optimized(lowered):
+    return Optimize(OnnxRuntimeBackend())(lowered.artifact, silent)
+
+
+def test_the_backend_of_an_engine_is_found_by_name():
+    assert isinstance(backend_for("onnxruntime"), OnnxRuntimeBackend)
+
+
+def test_contracts_stay_as_they_were_split(graphs, optimized):
+    for before, after in zip(graphs.parts(), optimized.artifact.parts(), strict=True):
+        model = onnx.load_from_string(after.program)
+        assert [one.name for one in model.graph.input] == list(before.inputs)
+        assert [one.name for one in model.graph.output] == list(before.outputs)
+        assert before.logits == after.logits
+    assert optimized.artifact.problems() == []
+
+
+def test_the_batch_is_free_and_the_opset_is_the_targets(optimized):
+    for part in optimized.artifact.parts():
+        model = onnx.load_from_string(part.program)
+        assert [(one.domain, one.version) for one in model.opset_import] == [("", 20)]
+        for tensor in (*model.graph.input, *model.graph.output):
+            batch, *rest = tensor.type.tensor_type.shape.dim
+            assert batch.dim_param
+            assert all(one.dim_value for one in rest)
+
+
+def test_files_are_whole_and_say_nothing_of_this_machine(lowered, optimized):
+    for result in (lowered, optimized):
+        for part in result.artifact.parts():
+            assert b"site-packages" not in part.program
+            assert b".py" not in part.program
+            model = onnx.load_from_string(part.program)
+            assert not model.metadata_props
+            assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+            assert all(not one.external_data for one in model.graph.initializer)
+
+
+def test_lowering_twice_gives_the_same_bytes(graphs, lowered):
+    again = Lower(OnnxRuntimeBackend(), load_target("host"), IMAGES)(graphs, silent).artifact
+    assert [one.program for one in again.parts()] == [
+        one.program for one in lowered.artifact.parts()
+    ]
+
+
+def test_shape_arithmetic_is_folded_away(lowered, optimized):
+    counts = optimized.notes["nodes"]
+    assert counts.keys() == {part.name for part in lowered.artifact.parts()}
+    assert all(count["after"] <= count["before"] for count in counts.values())
+    assert counts["whole"]["after"] < counts["whole"]["before"]
+
+
+def test_an_operator_without_an_onnx_form_is_refused_by_name():
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            sizes = x.flatten(1)
+            return sizes[:, :3].clone(), torch.special.spherical_bessel_j0(sizes)[:, :3]
+
+    graphs = split(Odd(), 2, IMAGES)
+    with pytest.raises(BuildError, match=r"segment-2.*spherical_bessel_j0"):
+        Lower(OnnxRuntimeBackend(), load_target("host"), IMAGES)(graphs, silent)
+
+
+def test_an_opset_that_the_exporter_does_not_write_is_refused():
+    graphs = split(TapsBeforeActivation(), 2, IMAGES)
+    target = load_target("host").model_copy(update={"opset": 13})
+    with pytest.raises(BuildError, match=r"asked for ONNX opset 13, got 18.*target\.opset=18"):
+        Lower(OnnxRuntimeBackend(), target, IMAGES)(graphs, silent)

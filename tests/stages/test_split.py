@@ -1,0 +1,259 @@
+"""The split: the same numbers as the whole, each operation once, and clear refusals."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import fx, nn
+
+from edgekit.errors import ModelError
+from edgekit.models.exits import Exits
+from edgekit.stages import Network, Segments
+from edgekit.stages.export import Export
+from edgekit.stages.split import Split
+
+
+def split(model: nn.Module, exits: int, sample: torch.Tensor) -> Segments[fx.GraphModule]:
+    names = tuple(f"exit{index + 1}" for index in range(exits))
+    network = Network(Exits(model.eval(), names).eval(), names, sample)
+    exported = Export()(network, lambda text: None).artifact
+    segments = Split()(exported, lambda text: None).artifact
+    assert segments.problems() == []
+    return segments
+
+
+def run(segments: Segments[fx.GraphModule], name: str, x: torch.Tensor) -> list[torch.Tensor]:
+    values = {segments.input: x}
+    exits = []
+    with torch.no_grad():
+        for part in segments.chains()[name]:
+            given = part.program(*(values[one] for one in part.inputs))
+            values.update(zip(part.outputs, given, strict=True))
+            exits += [values[tensor] for tensor in part.logits.values()]
+    return exits
+
+
+def operations(part) -> list[str]:
+    return [node.name for node in part.program.graph.nodes if node.op == "call_function"]
+
+
+def assert_same_as_whole(model: nn.Module, exits: int, sample: torch.Tensor) -> Segments:
+    segments = split(model, exits, sample)
+    x = torch.randn(5, *sample.shape[1:])
+    with torch.no_grad():
+        outputs = model(x)
+    expected = list(outputs.values() if isinstance(outputs, dict) else outputs)
+    for name, wanted in (("chain", expected), ("whole", expected), ("plain", expected[-1:])):
+        for ours, theirs in zip(run(segments, name, x), wanted, strict=True):
+            assert torch.equal(ours, theirs), name
+    return segments
+
+
+class TapsBeforeActivation(nn.Module):
+    """The exit reads what the backbone then changes in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.early, self.last = nn.Linear(64, 3), nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        early = self.early(x.view(x.size(0), -1))
+        x = self.relu(x)
+        return early, self.last(x.view(x.size(0), -1))
+
+
+class SkipsASegment(nn.Module):
+    """The first segment's features are read by the third, and not by the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(n, 4, 3, padding=1) for n in (1, 4, 4))
+        self.heads = nn.ModuleList(nn.Linear(64, 3) for _ in range(3))
+
+    def forward(self, x):
+        a = self.a(x).relu()
+        b = self.b(a).relu()
+        c = self.c(b).relu() + a
+        return {
+            f"e{i}": h(y.flatten(1))
+            for i, (h, y) in enumerate(zip(self.heads, (a, b, c), strict=True))
+        }
+
+
+class ExitsFeedLaterExits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 8), nn.Linear(8, 8)
+        self.first, self.last = nn.Linear(8, 3), nn.Linear(8 + 3, 3)
+
+    def forward(self, x):
+        a = self.a(x.flatten(1)).relu()
+        first = self.first(a)
+        return first, self.last(torch.cat([self.b(a).relu(), first], dim=1))
+
+
+class SharedHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        a = self.a(x.flatten(1)).relu()
+        return self.head(a), self.head(self.b(a).relu())
+
+
+class HalvesAcrossTheCut(nn.Module):
+    """One half of a `chunk` is the exit's, the other half the backbone's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.early, self.last = nn.Linear(16, 8), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        left, right = self.a(x.flatten(1)).chunk(2, dim=1)
+        return self.early(left), self.last(right.relu())
+
+
+class StepsThroughTime(nn.Module):
+    """A GRU layer before each exit; its output tuple never crosses a cut as a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (nn.GRU(n, 6, batch_first=True) for n in (4, 6))
+        self.early, self.last = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x, _ = self.a(x[:, 0])
+        early = self.early(x[:, -1])
+        x, _ = self.b(x)
+        return early, self.last(x[:, -1])
+
+
+IMAGES = torch.randn(2, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "exits"),
+    [
+        (TapsBeforeActivation, 2),
+        (SkipsASegment, 3),
+        (ExitsFeedLaterExits, 2),
+        (SharedHead, 2),
+        (HalvesAcrossTheCut, 2),
+        (StepsThroughTime, 2),
+    ],
+)
+def test_chain_equals_the_whole(model, exits):
+    assert_same_as_whole(model(), exits, IMAGES)
+
+
+def test_a_boundary_may_skip_a_segment():
+    segments = split(SkipsASegment(), 3, IMAGES)
+    first, second, third = segments.chain
+    assert len(third.inputs) == 2
+    assert set(third.inputs) - set(second.outputs) <= set(first.outputs)
+
+
+def test_an_exit_that_feeds_a_later_one_is_not_computed_again():
+    first, last = split(ExitsFeedLaterExits(), 2, IMAGES).chain
+    assert first.logits["exit1"] in last.inputs
+
+
+def test_shared_weights_go_to_every_segment_that_reads_them():
+    first, last = split(SharedHead(), 2, IMAGES).chain
+    assert first.parameters == 16 * 8 + 8 + 8 * 3 + 3
+    assert last.parameters == 8 * 8 + 8 + 8 * 3 + 3
+
+
+def test_macs_are_of_one_sample_and_add_up_to_the_whole():
+    segments = split(SharedHead(), 2, IMAGES)
+    assert [part.macs for part in segments.chain] == [16 * 8 + 8 * 3, 8 * 8 + 8 * 3]
+    assert segments.whole.macs == sum(part.macs for part in segments.chain)
+
+
+def test_plain_leaves_out_the_early_heads():
+    segments = split(SharedHead(), 2, IMAGES)
+    assert segments.plain.macs == 16 * 8 + 8 * 8 + 8 * 3
+    assert segments.plain.logits.keys() == {"exit2"}
+
+
+class RandomNet(nn.Module):
+    """Layers that read any earlier tensors, and exits anywhere: what the split must survive."""
+
+    def __init__(self, reads: list[tuple[int, int]], taps: list[int]):
+        super().__init__()
+        self.reads, self.taps = reads, taps
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in reads)
+        self.heads = nn.ModuleList(nn.Linear(6, 3) for _ in taps)
+
+    def forward(self, x):
+        values = [x]
+        for layer, (left, right) in zip(self.layers, self.reads, strict=True):
+            values.append(layer(values[left % len(values)]).relu() + values[right % len(values)])
+        return [head(values[tap]) for head, tap in zip(self.heads, self.taps, strict=True)]
+
+
+@st.composite
+def random_nets(draw) -> RandomNet:
+    depth = draw(st.integers(1, 6))
+    places = st.integers(0, 20)
+    reads = draw(st.lists(st.tuples(places, places), min_size=depth, max_size=depth))
+    taps = sorted(draw(st.sets(st.integers(1, depth), min_size=1)))
+    torch.manual_seed(draw(st.integers(0, 100)))
+    return RandomNet(reads, taps)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(random_nets())
+def test_any_net_is_split_into_disjoint_segments_that_compute_the_same(net):
+    sample = torch.randn(2, 6)
+    segments = assert_same_as_whole(net, len(net.taps), sample)
+    owned = [name for part in segments.chain for name in operations(part)]
+    assert len(owned) == len(set(owned)), "an operation is computed twice"
+    assert set(owned) == set(operations(segments.whole))
+    for index, part in enumerate(segments.chain):
+        later = {name for after in segments.chain[index + 1 :] for name in after.inputs}
+        assert set(part.outputs) <= later | set(part.logits.values()), (
+            "something crosses for nothing"
+        )
+
+
+class Returns(nn.Module):
+    """A net whose outputs a test chooses."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.choose = choose
+
+    def forward(self, x):
+        a = self.a(x).relu()
+        b = self.b(a).relu()
+        return self.choose(self, x, a, b)
+
+
+@pytest.mark.parametrize(
+    ("choose", "words"),
+    [
+        (lambda m, x, a, b: (m.head(a),) * 2, "exit2.*needs nothing"),
+        (lambda m, x, a, b: (m.head.weight[:2, :3] + 0.0, m.head(b)), "exit1.*depend on the input"),
+        (
+            lambda m, x, a, b: (m.head(a.flatten(0).view(-1, 2)[:, :1].expand(-1, 6)), m.head(b)),
+            "3.*batch in front",
+        ),
+    ],
+    ids=["twice the same", "constant", "batch folded"],
+)
+def test_exits_that_cannot_stand_there_are_refused(choose, words):
+    with pytest.raises(ModelError, match=words):
+        split(Returns(choose), 2, torch.randn(2, 6))
+
+
+def test_exits_in_the_wrong_order_are_still_computed_right():
+    deep_first = Returns(lambda m, x, a, b: (m.head(b), m.head(a)))
+    first, second = assert_same_as_whole(deep_first, 2, torch.randn(2, 6)).chain
+    assert second.macs < first.macs  # which `edgekit inspect` shows

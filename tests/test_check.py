@@ -1,0 +1,155 @@
+"""The check after every stage: it names stage, segment and tensor, and lets nothing wrong pass."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+
+from edgekit.backends.onnxruntime import OnnxRuntimeBackend
+from edgekit.bundle.manifest import Policy
+from edgekit.check import Reference, runner_for
+from edgekit.errors import CheckError
+from edgekit.models.exits import Exits
+from edgekit.recipe import Check, load_recipe
+from edgekit.stages import Network
+from edgekit.stages.export import Export
+from edgekit.stages.lower import Lower
+from edgekit.stages.split import Split
+from edgekit.target import load_target
+from tests.stages.test_split import IMAGES, SkipsASegment
+
+RNG = np.random.default_rng(0)
+SAMPLES = [RNG.standard_normal((8, 1, 4, 4)).astype(np.float32) for _ in range(3)]
+
+
+@dataclasses.dataclass
+class World:
+    """A network, its graph and its lowered segments, with what they are held to."""
+
+    network: Network
+    exported: object
+    split: object
+    lowered: object
+
+    def reference(self, thresholds=(0.4, 0.4), **limits) -> Reference:
+        policy = Policy("max_prob", thresholds)
+        return Reference(self.network, policy, lambda: iter(SAMPLES), Check(**limits))
+
+    def check(self, segments, **limits):
+        recipe = load_recipe("digits", {"input.shape": [1, 4, 4]})
+        make = runner_for(segments, recipe.manifest_input("x"), load_target("host"))
+        return self.reference(**limits).check("lower", segments, self.exported, make)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    names = ("first", "second", "last")
+    network = Network(Exits(SkipsASegment(), names).eval(), names, IMAGES)
+    exported = Export()(network, lambda text: None).artifact
+    split = Split()(exported, lambda text: None).artifact
+    lower = Lower(OnnxRuntimeBackend(), load_target("host"), IMAGES)
+    return World(network, exported, split, lower(split, lambda text: None).artifact)
+
+
+def with_changed_weight(program: bytes, weight: str, factor: float) -> bytes:
+    model = onnx.load_from_string(program)
+    (tensor,) = (one for one in model.graph.initializer if one.name == weight)
+    changed = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(changed, weight))
+    return model.SerializeToString()
+
+
+def break_part(segments, name: str, weight: str, factor: float = 1.5):
+    programs = {part.name: part.program for part in segments.parts()}
+    programs[name] = with_changed_weight(programs[name], weight, factor)
+    return segments.lowered(programs)
+
+
+def test_graphs_and_files_agree_with_the_model(world):
+    for segments in (world.split, world.lowered):
+        found = world.check(segments)
+        assert found.samples == 24
+        assert found.max_relative_error < 1e-5
+        assert found.top1_agreement == found.exit_agreement == 1
+
+
+def weights(world, name: str, ending: str) -> str:
+    (part,) = (part for part in world.lowered.parts() if part.name == name)
+    model = onnx.load_from_string(part.program)
+    return next(one.name for one in model.graph.initializer if one.name.endswith(ending))
+
+
+def test_a_wrong_backbone_is_named_by_stage_segment_and_tensor(world):
+    broken = break_part(world.lowered, "segment-2", weights(world, "segment-2", "b.weight"))
+    boundary = next(
+        name
+        for name in world.lowered.chain[1].outputs
+        if name not in world.lowered.chain[1].logits.values()
+    )
+    words = (
+        rf"after lower: exit 'second' of the chain.*segment-2 is the first, at tensor {boundary}"
+    )
+    with pytest.raises(CheckError, match=words):
+        world.check(broken)
+
+
+def test_a_wrong_head_is_named_though_its_boundary_is_right(world):
+    broken = break_part(world.lowered, "segment-1", weights(world, "segment-1", "heads.0.weight"))
+    logits = world.lowered.chain[0].logits["first"]
+    with pytest.raises(
+        CheckError, match=f"exit 'first'.*segment-1 is the first, at tensor {logits}"
+    ):
+        world.check(broken)
+
+
+@pytest.mark.parametrize("baseline", ["plain", "whole"])
+def test_a_wrong_baseline_is_refused_too(world, baseline):
+    broken = break_part(world.lowered, baseline, weights(world, baseline, "heads.2.weight"))
+    with pytest.raises(CheckError, match=f"exit 'last' of the {baseline}"):
+        world.check(broken)
+
+
+def test_a_network_that_gives_nan_is_refused(world):
+    broken = break_part(
+        world.lowered, "segment-3", weights(world, "segment-3", "c.weight"), float("nan")
+    )
+    with pytest.raises(CheckError, match=r"differs from PyTorch by inf"):
+        world.check(broken)
+
+
+def test_errors_within_tolerance_that_change_decisions_are_refused(world):
+    broken = break_part(
+        world.lowered, "segment-1", weights(world, "segment-1", "heads.0.weight"), 1.02
+    )
+    with pytest.raises(CheckError, match=r"exit decisions agree.*least 100\.00% asked"):
+        world.check(
+            broken,
+            thresholds=(tight_threshold(world, broken), 0.4),
+            max_relative_error=0.5,
+            min_top1_agreement=0.0,
+            min_exit_agreement=1.0,
+        )
+
+
+def tight_threshold(world, broken) -> float:
+    """A threshold that one sample passes in PyTorch and not in the broken chain, or the reverse."""
+    from edgekit.runtime.criteria import CRITERIA
+
+    recipe = load_recipe("digits", {"input.shape": [1, 4, 4]})
+    make = runner_for(broken, recipe.manifest_input("x"), load_target("host"))
+    run = make(broken.chain)
+    ours = np.concatenate([run(batch)[broken.chain[0].logits["first"]] for batch in SAMPLES])
+    theirs = world.reference().logits[0]
+    left, right = (CRITERIA["max_prob"](logits) for logits in (ours, theirs))
+    widest = np.argmax(np.abs(left - right))
+    return float((left[widest] + right[widest]) / 2)
+
+
+def test_accuracies_and_rates_are_of_the_model(world):
+    reference = world.reference(thresholds=(0.0, 0.0))
+    labels = reference.logits[0].argmax(axis=1)
+    assert reference.accuracies(labels)["first"] == 1
+    assert reference.accuracies(labels)["policy"] == 1
+    assert reference.exit_rates() == {"first": 1.0, "second": 0.0, "last": 0.0}
