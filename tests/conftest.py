@@ -108,7 +108,7 @@ def write_tiny_recipe(folder: Path) -> Path:
     return recipe
 
 
-def _once(
+def once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
 ) -> Path:
     """A folder that is made once for all test processes."""
@@ -133,7 +133,7 @@ def built_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = write_tiny_recipe(tmp_path_factory.mktemp("recipe") / "tiny")
         build(load_recipe(str(recipe)), load_target("host"), folder)
 
-    return _once(tmp_path_factory, "built-tiny", make)
+    return once(tmp_path_factory, "built-tiny", make)
 
 
 @pytest.fixture
@@ -153,4 +153,4 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = load_recipe(str(ROOT / "recipes/digits/recipe.yaml"))
         build(recipe, load_target("host"), folder)
 
-    return _once(tmp_path_factory, "built-digits", make)
+    return once(tmp_path_factory, "built-digits", make)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edgekit.bundle.manifest import TensorSpec, Variant
@@ -64,31 +65,42 @@ def _tensor_text(spec: TensorSpec) -> str:
     return f"{shape} {spec.dtype} ({bytes_text(spec.bytes_per_sample)})"
 
 
+_UNWRAPPED = 1000
+"""Columns wide enough that nothing is folded."""
+
+
 class Terminal:
     """Where a command prints. When JSON goes to standard output, people read standard error."""
 
     def __init__(self, json_to: str | None = None) -> None:
         self._json_to = json_to
-        self.console = Console(stderr=json_to == "-", highlight=False, soft_wrap=False)
+        stream = sys.stderr if json_to == "-" else sys.stdout
+        # Into a file or a pipe, a row stays one line, however long a path in it is.
+        width = None if stream.isatty() else _UNWRAPPED
+        self.console = Console(file=stream, highlight=False, width=width)
 
     def line(self, text: str = "") -> None:
         """Print a line of text, whole: a command in it can be copied."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; the first column is left-aligned, the others are numbers."""
-        table = Table(
-            title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-        )
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: int = 0
+    ) -> None:
+        """Print a table. Column `fold` gives way in a narrow terminal; it and the first hold text.
+
+        The others hold numbers, and stand to the right.
+        """
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for index, column in enumerate(columns):
+            text = index in {0, fold}
             table.add_column(
                 column,
-                justify="left" if index == 0 else "right",
+                justify="left" if text else "right",
                 overflow="fold",
-                no_wrap=index > 0,
+                no_wrap=index != fold,
             )
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(escape(cell) for cell in row))
         self.console.print(table)
 
     def json(self, document: Any) -> None:

@@ -44,7 +44,7 @@ def run(
         )
         report.append({"file": str(file), **found._asdict(), "latency_ms": latency_ms})
     if rows:
-        terminal.table("", ["file", "class", "confidence", "exit", "ms"], rows)
+        terminal.table("Predictions", ["file", "class", "confidence", "exit", "ms"], rows)
     terminal.json(report)
     if failed:
         raise typer.Exit(InputError.exit_code)

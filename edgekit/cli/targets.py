@@ -14,11 +14,12 @@ def targets(json_to: JsonOption = None) -> None:
     terminal = Terminal(json_to)
     found = [load_target(name) for name in target_names()]
     terminal.table(
-        "",
+        "Targets",
         ["target", "engine", "precision", "threads", "opset", "what it is"],
         [
             [one.name, one.engine, one.precision, str(one.threads), str(one.opset), one.description]
             for one in found
         ],
+        fold=5,
     )
     terminal.json([one.model_dump(mode="json") for one in found])

@@ -1,0 +1,111 @@
+"""What the split costs and what early exit gains, on this machine: writes docs/benchmarks.md.
+
+    make bench
+
+Builds recipes/digits, its static net and benchmarks/resnet18 for `host`, and measures them with
+the library behind `edgekit bench`. Ratios come from one run each; milliseconds are of this machine.
+"""
+
+import argparse
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.pipeline import build
+from edgekit.recipe import load_recipe
+from edgekit.runtime.bench import bench, load_test_data
+from edgekit.target import load_target
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/benchmarks.md"
+OUTPUT = ROOT / "build/benchmarks"
+
+COLUMNS = (
+    "| network | threads | plain ms | whole ms | no exit taken ms | chain ms | "
+    "full depth / whole | x plain | efficiency | accuracy | plain accuracy |"
+)
+
+HEAD = """# Benchmarks
+
+Written by `make bench` ({date}), on {cpu}, {cores} cores, {system}; {engine}, Python {python}.
+Milliseconds are means at batch 1 on that machine; the ratios are what to compare. `plain` is the
+undivided network with its final exit only, `whole` with all exits, both built and run as the chain
+is, and interleaved with it. `efficiency` is the latency that exit rates and bare segment times
+predict over the measured one.
+
+"""
+
+TAIL = """
+`resnet18` has random weights and sees noise at 224x224, to show what three cuts cost when no exit
+is taken; its exit rates mean nothing. Digits at two threads: waking a thread for each operator of
+a net of one millisecond costs more than the thread brings, in every segment again, which is why
+the target `host` uses one.
+
+{remarks}
+"""
+
+
+def main() -> None:
+    """Build, measure, write the page."""
+    parser = argparse.ArgumentParser(description="Measure and write docs/benchmarks.md.")
+    parser.add_argument("--rounds", type=int, default=20)
+    rounds = parser.parse_args().rounds
+    digits = built("recipes/digits/recipe.yaml")
+    static = built("recipes/digits/static.yaml")
+    resnet18 = built("benchmarks/resnet18/recipe.yaml")
+    reports = [
+        measured(digits, 1, rounds, static),
+        measured(digits, 2, rounds, static),
+        measured(resnet18, 1, rounds),
+        measured(resnet18, 2, rounds),
+    ]
+    device = reports[0]["device"]
+    date = datetime.now(timezone.utc).date()
+    text = HEAD.format(date=date, engine=reports[0]["engine"], **device)
+    text += "\n".join([COLUMNS, "|---" * 11 + "|", *map(row, reports)]) + "\n"
+    remarks = "\n".join(f"- {one['name']}, {one['threads']}: {one['verdict']}" for one in reports)
+    PAGE.write_text(text + TAIL.format(remarks=remarks), encoding="utf-8")
+    print(PAGE.read_text(encoding="utf-8"))
+
+
+def built(recipe: str) -> Bundle:
+    """The bundle of a recipe for `host`, built now."""
+    loaded = load_recipe(str(ROOT / recipe))
+    print(f"building {loaded.name}", flush=True)
+    return read_bundle(build(loaded, load_target("host"), OUTPUT / loaded.name).path)
+
+
+def measured(bundle: Bundle, threads: int, rounds: int, *beside: Bundle) -> dict[str, Any]:
+    """The bench report of a bundle on the test split that it carries."""
+    print(f"measuring {bundle.manifest.name}, {threads} threads", flush=True)
+    data = load_test_data(bundle)
+    assert data is not None, "these recipes all have a test split"  # noqa: S101
+    return bench(bundle, *data, threads=threads, rounds=rounds, beside=beside)
+
+
+def row(report: dict[str, Any]) -> str:
+    """A report as a row of the table."""
+    plain = report["plain"]
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    cells = [
+        report["name"],
+        str(report["threads"]),
+        f"{plain['latency_ms']['mean']:.3f}",
+        f"{report['whole']['latency_ms']['mean']:.3f}",
+        f"{report['full_depth']['latency_ms']['mean']:.3f}",
+        f"{report['latency_ms']['mean']:.3f}",
+        f"{report['full_depth_ratio']:.3f}",
+        f"{report['speedup']:.2f}",
+        f"{report['efficiency']:.3f}",
+        percent(report["accuracy"]),
+        percent(plain["accuracy"]),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

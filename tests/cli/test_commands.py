@@ -1,0 +1,138 @@
+"""What the commands print and write when all is well."""
+
+import json
+
+import pytest
+
+COMMANDS = ["build", "inspect", "run", "verify", "bench", "targets", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option(cli, command):
+    ended = cli(command, "--help")
+    assert ended.code == 0
+    assert "Usage: edgekit " + command in ended.out
+    assert "--json" in ended.out
+
+
+def test_version(cli):
+    from edgekit import __version__
+
+    assert cli("--version").out.strip() == __version__
+
+
+def test_a_dry_run_shows_everything_and_builds_nothing(cli, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = cli(
+        "build", tiny_recipe, "--dry-run", "--json", "plan.json",
+        "--set", "policy.thresholds.first=0.77", "--set", "target.threads=3",
+    )  # fmt: skip
+    assert ended.code == 0
+    assert "first: 0.77" in ended.out
+    assert "export, split, lower, optimize" in ended.out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["recipe"]["policy"]["thresholds"] == {"first": 0.77, "second": 0.29}
+    assert plan["target"]["threads"] == 3
+    assert plan["output"] == "build/tiny/host"
+    assert not (tmp_path / "build").exists()
+
+
+def test_inspect_a_recipe_shows_cuts_without_building(cli, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = cli("inspect", tiny_recipe, "--json", "-")
+    assert ended.code == 0
+    report = json.loads(ended.out)
+    assert report["exits"] == ["first", "second", "last"]
+    assert [one["parameters"] for one in report["segments"]] == [2132, 2636, 2636]
+    assert [one["macs"] for one in report["segments"]] == [6656, 38912, 38912]
+    assert "8x8x8 float32 (2.05 kB)" in ended.err
+    assert "segment-1 7.9%" in ended.err
+    assert not (tmp_path / "build").exists()
+
+
+def test_inspect_a_bundle_needs_no_recipe(cli, built_tiny):
+    ended = cli("inspect", built_tiny)
+    assert ended.code == 0
+    assert "max_prob >= first 0.3, second 0.29" in ended.out
+    assert "8x8x8 float32 (2.05 kB)" in ended.out
+
+
+def test_run_says_class_exit_and_confidence_per_file(cli, built_tiny, tmp_path):
+    import numpy as np
+
+    from edgekit.runtime import Chain
+
+    pictures = sorted((built_tiny / "golden").glob("*.png"))
+    chain = Chain.load(built_tiny)
+    array = tmp_path / "tensor.npy"
+    np.save(array, chain.read(pictures[0]))
+    ended = cli("run", built_tiny, *pictures, array, "--json", tmp_path / "run.json")
+    assert ended.code == 0
+    report = json.loads((tmp_path / "run.json").read_text())
+    for entry, picture in zip(report, [*pictures, pictures[0]], strict=True):
+        expected = chain.one(chain.read(picture))
+        assert (entry["label"], entry["exit"]) == (expected.label, expected.exit)
+        assert entry["confidence"] == expected.confidence
+        assert str(entry["file"]) in ended.out
+    assert len({entry["exit"] for entry in report}) > 1
+
+
+def test_verify_says_what_was_held_against_what(cli, built_tiny):
+    ended = cli("verify", built_tiny, "--json", "-")
+    assert ended.code == 0
+    report = json.loads(ended.out)
+    assert report["golden"]["samples"] == 8
+    assert report["engine"].startswith("onnxruntime ")
+    assert "8 samples leave where they did" in ended.err
+
+
+def test_bench_prints_a_verdict_and_writes_the_report(cli, built_tiny, tmp_path):
+    ended = cli(
+        "bench", built_tiny, "--beside", built_tiny, "--rounds", 2, "--json", tmp_path / "b.json"
+    )
+    assert ended.code == 0
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["verdict"] in ended.out
+    assert report["beside"][0]["bundle_id"] == report["bundle_id"]
+    assert report["samples"] == 24
+    for name in ("first", "second", "last", "whole (all exits)", "plain (final exit)"):
+        assert name in ended.out
+
+
+def test_bench_takes_data_of_ones_own(cli, built_tiny, tmp_path):
+    import numpy as np
+
+    pixels = np.random.default_rng(5).integers(0, 256, (7, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", inputs=pixels)
+    ended = cli("bench", built_tiny, "--data", tmp_path / "mine.npz", "--rounds", 1, "--json", "-")
+    report = json.loads(ended.out)
+    assert report["samples"] == 7
+    assert report["accuracy"] is None
+    assert not report["valid"]
+
+
+def test_targets_lists_host(cli):
+    ended = cli("targets", "--json", "-")
+    (host,) = (one for one in json.loads(ended.out) if one["name"] == "host")
+    assert host["engine"] == "onnxruntime"
+    assert "host" in ended.err
+
+
+def test_doctor_finds_what_the_tests_run_on(cli):
+    ended = cli("doctor", "--json", "-")
+    assert ended.code == 0
+    report = json.loads(ended.out)
+    assert report["engines"] == ["onnxruntime"]
+    assert report["host_packages"]["torch"].startswith("2.")
+    assert report["advice"] == []
+    assert "build bundles    yes" in ended.err
+
+
+@pytest.mark.parametrize("command", ["build", "inspect", "verify", "bench", "targets"])
+def test_with_json_on_standard_output_nothing_else_stands_there(
+    cli, command, tiny_recipe, built_tiny, tmp_path
+):
+    place = {"build": [tiny_recipe, "--output", tmp_path / "out"], "targets": []}
+    ended = cli(command, *place.get(command, [built_tiny]), "--json", "-")
+    assert ended.code == 0
+    json.loads(ended.out)

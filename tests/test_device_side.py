@@ -1,0 +1,145 @@
+"""The device: a wheel, numpy, typer and one engine, and nothing of what the host builds with."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, once
+
+OLDEST = (3, 10)
+"""What JetPack 6 has, and the oldest Python that a device may have."""
+
+HOST_ONLY = ("torch", "onnx", "onnxscript", "onnx_ir", "yaml", "safetensors", "sklearn")
+
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, sys, edgekit.bundle, edgekit.runtime
+for package in (edgekit.bundle, edgekit.runtime):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def oldest_python() -> str:
+    """Python 3.10 if this machine has one, else the Python of the tests."""
+    name = "python{}.{}".format(*OLDEST)
+    found = [shutil.which(name), *map(str, Path.home().glob(f".pyenv/versions/*/bin/{name}"))]
+    for candidate in filter(None, found):
+        if subprocess.run([candidate, "-c", ""], check=False, capture_output=True).returncode == 0:
+            return candidate
+    return sys.executable
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT]
+        subprocess.run(command, check=True)
+
+    (found,) = once(tmp_path_factory, "wheel", make).glob("edgekit-*.whl")
+    return found
+
+
+@pytest.fixture(scope="session")
+def device(tmp_path_factory, wheel: Path) -> Path:
+    """The `bin` of an environment as a device has it."""
+
+    def make(folder: Path) -> None:
+        python = oldest_python()
+        subprocess.run([python, "-m", "venv", folder], check=True)
+        version = subprocess.run(
+            [folder / "bin/python", "-c", "import sys; print(sys.version_info[:2] < (3, 11))"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        pins = "device-py310.txt" if version.stdout.strip() == "True" else "host.txt"
+        command = [
+            folder / "bin/python", "-m", "pip", "install", "--quiet",
+            "-c", ROOT / "constraints" / pins, f"{wheel}[onnxruntime,images]",
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+
+    return once(tmp_path_factory, "device", make) / "bin"
+
+
+def run(device: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    return subprocess.run(
+        [device / str(command[0]), *map(str, command[1:])],
+        capture_output=True, text=True, check=False, cwd=device.parent, env=environment,
+    )  # fmt: skip
+
+
+def test_every_module_of_runtime_and_bundle_imports_without_the_host_side(device):
+    for name in HOST_ONLY:
+        assert run(device, "python", "-c", f"import {name}").returncode == 1, name
+    ended = run(device, "python", "-W", "error", "-c", IMPORT_EVERYTHING)
+    assert ended.returncode == 0, ended.stderr
+    assert not set(HOST_ONLY) & set(ended.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "command", ["", "build", "inspect", "run", "verify", "bench", "targets", "doctor"]
+)
+def test_every_help_works_on_a_device(device, command):
+    ended = run(device, "edgekit", *command.split(), "--help")
+    assert ended.returncode == 0, ended.stderr
+    assert "Usage" in ended.stdout
+
+
+def test_a_copied_bundle_is_verified_run_and_measured_on_a_device(device, digits_bundle, tmp_path):
+    bundle = shutil.copytree(digits_bundle, tmp_path / "digits")
+    ended = run(device, "edgekit", "verify", bundle)
+    assert ended.returncode == 0, ended.stderr
+    picture = ROOT / "recipes/digits/samples/test-000-label-3.png"
+    ended = run(device, "edgekit", "run", bundle, picture, "--json", "-")
+    assert json.loads(ended.stdout)[0]["label"] == "3"
+    ended = run(device, "edgekit", "bench", bundle, "--rounds", 1, "--json", "-")
+    assert json.loads(ended.stdout)["samples"] == 360
+    assert run(device, "edgekit", "inspect", bundle).returncode == 0
+
+
+@pytest.mark.parametrize("command", [["build", "digits"], ["inspect", "digits"], ["targets"]])
+def test_host_commands_say_on_a_device_what_is_missing(device, command):
+    ended = run(device, "edgekit", *command)
+    assert ended.returncode == 4
+    assert "pip install 'edgekit[build]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_doctor_says_what_a_device_can_do(device):
+    ended = run(device, "edgekit", "doctor")
+    assert ended.returncode == 0
+    assert "run bundles      yes, with onnxruntime" in ended.stdout
+    assert "build bundles    no" in ended.stdout
+
+
+def test_an_environment_without_an_engine_says_which_to_install(device, digits_bundle):
+    hide = (
+        "import sys; sys.modules['onnxruntime'] = None; sys.argv[0] = 'edgekit';"
+        "from edgekit.cli import main; main()"
+    )
+    ended = run(device, "python", "-c", hide, "verify", digits_bundle)
+    assert ended.returncode == 4
+    assert "pip install 'edgekit[onnxruntime]'" in ended.stderr
+
+
+def test_the_wheel_ships_targets_and_recipes_and_no_rubbish(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "edgekit/_shipped/targets/host.yaml" in names
+    assert "edgekit/_shipped/recipes/digits/digits.safetensors" in names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
+
+
+def test_recipes_and_targets_are_found_from_an_installed_wheel(device):
+    ended = run(
+        device, "python", "-c", "from edgekit.shipped import shipped; print(shipped('recipes'))"
+    )
+    folder = Path(ended.stdout.strip())
+    assert folder.parent.name == "_shipped"
+    assert (folder / "digits/recipe.yaml").is_file()

@@ -1,0 +1,152 @@
+"""The whole way: the same inputs give the same bundle, and a second build replaces the first."""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
+from edgekit.bundle.reader import read_bundle
+from edgekit.errors import CheckError, EdgekitError
+from edgekit.models.load import load_model, user_code
+from edgekit.pipeline import build
+from edgekit.recipe import load_recipe
+from edgekit.runtime import Chain
+from edgekit.target import load_target
+from tests.conftest import write_tiny_recipe
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_same_inputs_give_the_same_bytes_from_another_folder(built_tiny, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "a folder/of another name"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    recipe = write_tiny_recipe(elsewhere / "copy")
+    build(load_recipe(str(recipe)), load_target("host"), Path("out"))
+    first, second = contents(built_tiny), contents(elsewhere / "out")
+    assert first.pop(EVIDENCE_NAME)
+    assert second.pop(EVIDENCE_NAME)
+    assert first == second
+
+
+def test_only_what_is_deployed_changes_the_id(built_tiny, tiny_recipe, tmp_path):
+    before = read_bundle(built_tiny).manifest
+    recipe = load_recipe(str(tiny_recipe), {"golden_samples": 3, "test_samples": 5})
+    after = build(recipe, load_target("host"), tmp_path / "out").manifest
+    assert after.bundle_id == before.bundle_id
+    assert len(after.golden.samples) == 3
+    assert after.test_data.samples == 5
+    recipe = load_recipe(str(tiny_recipe), {"policy.thresholds.first": 0.31})
+    assert (
+        build(recipe, load_target("host"), tmp_path / "out").manifest.bundle_id != before.bundle_id
+    )
+
+
+def test_the_evidence_says_what_was_proven(built_tiny):
+    evidence = unseal((built_tiny / EVIDENCE_NAME).read_bytes(), EVIDENCE_NAME)
+    manifest = read_bundle(built_tiny).manifest
+    assert evidence["bundle_id"] == manifest.bundle_id
+    stages = [stage["name"] for stage in evidence["stages"]]
+    assert stages == ["load", "export", "split", "lower", "optimize", "build", "verify"]
+    assert [check["stage"] for check in evidence["checks"]] == [
+        "split",
+        "lower",
+        "optimize",
+        "verify",
+    ]
+    assert all(check["exit_agreement"] == 1 for check in evidence["checks"])
+    assert [one["proven"] for one in evidence["proof"]] == ["executed"] * 3
+    assert evidence["golden"]["samples"] == len(manifest.golden.samples)
+
+
+def test_golden_samples_stand_for_every_exit_that_is_taken(built_tiny):
+    manifest = read_bundle(built_tiny).manifest
+    evidence = unseal((built_tiny / EVIDENCE_NAME).read_bytes(), EVIDENCE_NAME)
+    rates = evidence["stages"][-1]["notes"]["exit_rates"]
+    taken = {exit for exit, rate in rates.items() if rate}
+    assert len(taken) > 1
+    assert {sample.exit for sample in manifest.golden.samples} == taken
+
+
+def test_the_chain_decides_as_a_plain_pytorch_loop_does(built_tiny, tiny_recipe):
+    recipe = load_recipe(str(tiny_recipe))
+    chain = Chain.load(built_tiny)
+    with user_code(recipe.folder):
+        model = load_model(recipe)
+    samples = np.random.default_rng(3).standard_normal((40, 1, 8, 8)).astype(np.float32)
+    for x, found in zip(samples, chain.many(samples), strict=True):
+        with torch.no_grad():
+            every = model(torch.from_numpy(x[None]))
+        for name, logits in zip(recipe.exits, every, strict=True):
+            probabilities = torch.softmax(logits[0].double(), dim=0)
+            threshold = recipe.policy.thresholds.get(name, 0)
+            if probabilities.max() >= threshold:
+                break
+        assert (found.exit, found.class_index) == (name, int(probabilities.argmax()))
+        assert found.confidence == pytest.approx(float(probabilities.max()), abs=1e-5)
+
+
+def test_a_failed_build_leaves_the_old_bundle(built_tiny, tiny_recipe, tmp_path):
+    output = Path(shutil.copytree(built_tiny, tmp_path / "out/bundle"))
+    before = contents(output)
+    recipe = load_recipe(str(tiny_recipe), {"check.max_relative_error": 1e-12})
+    with pytest.raises(CheckError, match=r"after lower.*check\.max_relative_error is 1\.0e-12"):
+        build(recipe, load_target("host"), output)
+    assert contents(output) == before
+    assert [path.name for path in output.parent.iterdir()] == ["bundle"]
+
+
+def test_the_check_meets_a_model_that_differs_under_export(tiny_recipe, tmp_path):
+    model = tiny_recipe.parent / "tiny.py"
+    text = model.read_text()
+    trick = "x = torch.relu(conv(x)) * (1.0 if torch.compiler.is_exporting() else 1.5)"
+    model.write_text(text.replace("x = torch.relu(conv(x))", trick))
+    with pytest.raises(
+        CheckError, match=r"after split.*torch\.export changed what the model computes"
+    ):
+        build(load_recipe(str(tiny_recipe)), load_target("host"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_is_told_every_stage_and_part(tiny_recipe, tmp_path):
+    told = []
+
+    class Recorder:
+        @contextmanager
+        def stage(self, name):
+            told.append(name)
+            yield lambda step: told.append(f"{name}: {step}")
+
+    build(load_recipe(str(tiny_recipe)), load_target("host"), tmp_path / "out", Recorder())
+    stages = [one for one in told if ":" not in one]
+    assert stages == ["load", "export", "split", "lower", "optimize", "build", "verify"]
+    for part in ("segment-1", "segment-3", "plain", "whole"):
+        assert f"lower: {part}" in told
+
+
+def test_every_error_of_a_stage_names_it(tiny_recipe, tmp_path):
+    recipe = load_recipe(str(tiny_recipe), {"labels": ["a"]})
+    with pytest.raises(EdgekitError, match=r"^data\.tuning: labels run from"):
+        build(recipe, load_target("host"), tmp_path / "out")
+    recipe = load_recipe(str(tiny_recipe), {"labels": list("abcdef")})
+    with pytest.raises(EdgekitError, match=r"^build: labels: 6 names for 4 classes"):
+        build(recipe, load_target("host"), tmp_path / "out")
+
+
+def test_a_single_exit_network_is_a_chain_of_one(tiny_recipe, tmp_path):
+    model = tiny_recipe.parent / "tiny.py"
+    model.write_text(model.read_text().replace("return exits", "return exits[-1]"))
+    recipe = load_recipe(str(tiny_recipe), {"exits": ["only"], "policy": {}})
+    built = build(recipe, load_target("host"), tmp_path / "out")
+    assert [one.name for one in built.manifest.variant().segments] == ["segment-1"]
+    assert Chain.load(tmp_path / "out").one(np.zeros((1, 8, 8), np.float32)).exit == "only"
