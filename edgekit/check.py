@@ -10,16 +10,22 @@ import torch
 from torch import fx
 
 from edgekit.bundle.manifest import Input, Policy
-from edgekit.errors import CheckError
+from edgekit.errors import CheckError, ModelError
+from edgekit.models.exits import eager_logits
 from edgekit.recipe import Check
 from edgekit.runtime.chain import Chain, ChainSpec
 from edgekit.runtime.criteria import CRITERIA, decide
+from edgekit.runtime.verify import differences
 from edgekit.stages import Exported, Network, Part, Segments
 from edgekit.target import Target
 
 __all__ = ["Agreement", "Reference", "Runner", "chain_of", "runner_for"]
 
 Array = npt.NDArray[Any]
+
+
+_ALONE = 4
+"""Samples that the model is also asked about one by one."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,13 @@ class Reference:
         self.policy = policy
         self.batches = batches
         self.limits = limits
-        self.logits = _eager(network, batches())
+        self.logits = self._model_logits()
         self.decisions = decide(self.logits, CRITERIA[policy.criterion], policy.thresholds)
 
     def compare(self, stage: str, logits: list[Array]) -> Agreement:
         """A chain's logits, one array `[samples, classes]` per exit, against the model's."""
         pairs = list(zip(logits, self.logits, strict=True))
-        errors = [_error(ours, theirs) for ours, theirs in pairs]
+        errors = [differences(ours, theirs) for ours, theirs in pairs]
         same_class = [ours.argmax(axis=1) == theirs.argmax(axis=1) for ours, theirs in pairs]
         exits, classes, _ = decide(logits, CRITERIA[self.policy.criterion], self.policy.thresholds)
         alike = (exits == self.decisions[0]) & (classes == self.decisions[1])
@@ -78,6 +84,45 @@ class Reference:
             exit_agreement=float(np.mean(alike)),
         )
 
+    def _model_logits(self) -> list[Array]:
+        """The model's logits per exit, if its answers are ones that a chain can be held to.
+
+        Raises ModelError where they are not finite, are others the second time, or depend on the
+        batch that a sample is in.
+        """
+        outputs: list[list[Array]] = [[] for _ in self.network.exits]
+        for number, batch in enumerate(self.batches()):
+            logits = eager_logits(self.network.module, batch)
+            if number == 0:
+                self._demand_steady(batch, logits)
+            for exit, output, one in zip(self.network.exits, outputs, logits, strict=True):
+                # A masked class is -inf and may stay; NaN and +inf make every class as good.
+                if np.isnan(one).any() or np.isposinf(one).any():
+                    raise ModelError(
+                        f"the model itself gives NaN or infinite logits at exit {exit!r}; look at "
+                        "its checkpoint and at the recipe's preprocessing"
+                    )
+                output.append(one)
+        return [np.concatenate(output) for output in outputs]
+
+    def _demand_steady(self, batch: Array, logits: list[Array]) -> None:
+        again = eager_logits(self.network.module, batch)
+        rows = [eager_logits(self.network.module, sample[None]) for sample in batch[:_ALONE]]
+        alone = [np.concatenate(one) for one in zip(*rows, strict=True)]
+        together = [one[:_ALONE] for one in logits]
+        for what, ours, theirs in (
+            ("gives another answer the second time; is something random in eval()?", again, logits),
+            (
+                "answers otherwise when a sample comes alone than in a batch; a device runs one "
+                "sample at a time",
+                alone,
+                together,
+            ),
+        ):
+            error = max(differences(*pair)[1] for pair in zip(ours, theirs, strict=True))
+            if not error <= self.limits.max_relative_error:
+                raise ModelError(f"the model {what} (logits differ by {error:.1e})")
+
     def accept(self, stage: str, chain: Chain) -> Agreement:
         """As `check`, of a loaded chain, whose own decisions are held against the model's."""
         logits: list[list[Array]] = [[] for _ in self.network.exits]
@@ -85,7 +130,17 @@ class Reference:
         for batch in self.batches():
             for output, one in zip(logits, chain.logits(batch).values(), strict=True):
                 output.append(one)
-            taken += chain.many(batch)
+            together = chain.many(batch)
+            # One by one is how a device is called, and how `run` and `bench` call it.
+            alone = [chain.one(sample) for sample in batch]
+            taken += alone
+            if [(p.exit, p.class_index) for p in alone] != [
+                (p.exit, p.class_index) for p in together
+            ]:
+                raise CheckError(
+                    f"{stage}: samples leave elsewhere in a batch than alone; a confidence lies on "
+                    "a threshold: move the threshold"
+                )
         found = self.compare(stage, [np.concatenate(output) for output in logits])
         exits, classes, _ = self.decisions
         alike = [
@@ -133,7 +188,7 @@ class Reference:
                     output.append(values[tensor])
             logits = [np.concatenate(output) for output in outputs]
             for exit, ours in zip(exits, logits, strict=True):
-                _, relative = _error(ours, self.logits[self.network.exits.index(exit)])
+                _, relative = differences(ours, self.logits[self.network.exits.index(exit)])
                 if not relative <= self.limits.max_relative_error:
                     culprit = self._culprit(parts, run, exported)
                     raise CheckError(
@@ -166,7 +221,7 @@ class Reference:
             ours, theirs = run(batch), _every_tensor(exported, batch)
             for part in parts:
                 for tensor in part.outputs:
-                    _, relative = _error(ours[tensor], theirs[tensor])
+                    _, relative = differences(ours[tensor], theirs[tensor])
                     if not relative <= self.limits.max_relative_error:
                         return f"{part.name} is the first, at tensor {tensor} ({relative:.1e})"
         return "the exported graph does too, so torch.export changed what the model computes"
@@ -219,16 +274,6 @@ def _in_torch(source: str, parts: Sequence[Part[fx.GraphModule]]) -> Runner:
     return run
 
 
-def _eager(network: Network, batches: Iterator[Array]) -> list[Array]:
-    outputs: list[list[Array]] = [[] for _ in network.exits]
-    with torch.no_grad():
-        for batch in batches:
-            every = network.module(torch.from_numpy(batch))
-            for output, logits in zip(outputs, every, strict=True):
-                output.append(logits.float().numpy())
-    return [np.concatenate(output) for output in outputs]
-
-
 def _every_tensor(exported: Exported, samples: Array) -> dict[str, Array]:
     """Every tensor of the exported graph, computed in PyTorch."""
     found = {}
@@ -243,12 +288,3 @@ def _every_tensor(exported: Exported, samples: Array) -> dict[str, Array]:
     with torch.no_grad():
         Recorder(exported.graph).run(torch.from_numpy(samples))
     return found
-
-
-def _error(ours: Array, theirs: Array) -> tuple[float, float]:
-    """Greatest difference, and that over the greatest magnitude of `theirs`; NaN is infinite."""
-    difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max()
-    if not np.isfinite(difference):
-        return float("inf"), float("inf")
-    scale = np.abs(theirs).max()
-    return float(difference), float(difference / scale) if scale else float(difference)

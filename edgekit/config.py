@@ -18,7 +18,9 @@ __all__ = ["Strict", "apply_overrides", "parse", "read_yaml", "split_overrides"]
 class Strict(BaseModel):
     """A model that refuses unknown keys and cannot be changed after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 Model = TypeVar("Model", bound=Strict)
@@ -90,12 +92,15 @@ def parse(model: type[Model], values: dict[str, Any], source: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(model, dict(problem)) for problem in error.errors()]
-        raise RecipeError(f"{source}: {'; '.join(problems)}") from None
+        problems = list(dict.fromkeys(_describe(model, dict(one)) for one in error.errors()))
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise RecipeError(f"{source}: {'; '.join(problems[:3])}{more}") from None
 
 
 def _describe(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
+    # Pydantic names the branch of a union as well; those are types, and no keys of the user's.
+    location = [str(one) for one in problem["loc"] if str(one).isidentifier() or type(one) is int]
+    location = [one for one in location if one not in {"int", "float", "str", "dict", "tuple"}]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         names = _fields_at(model, location[:-1])

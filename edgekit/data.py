@@ -44,9 +44,12 @@ class Split:
     def tensor(self, index: int, network_input: Input) -> Array:
         """One sample as the network takes it."""
         try:
-            return preprocess.to_tensor(self.sample(index), network_input)
+            tensor = preprocess.to_tensor(self.sample(index), network_input)
         except InputError as error:
             raise RecipeError(f"data.{self.name}, sample {index}: {error}") from None
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise RecipeError(f"data.{self.name}, sample {index}: holds NaN or infinity")
+        return tensor
 
     def batches(
         self, network_input: Input, *, most: int | None = None, size: int = 32
@@ -87,18 +90,20 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
         raise RecipeError(
             "data: no split is named; at least one of tuning and test is needed to check the chain"
         )
-    check_disjoint(splits)
+    check_disjoint(splits, recipe.manifest_input(""))
     return splits
 
 
-def check_disjoint(splits: dict[str, Split]) -> None:
-    """Raises RecipeError where a sample stands in two splits, by the hash of its content."""
+def check_disjoint(splits: dict[str, Split], network_input: Input) -> None:
+    """Raises RecipeError where a sample stands in two splits, by the hash of its tensor.
+
+    What the network sees is compared, so that a picture and its copy in another format are one.
+    """
     owner: dict[bytes, tuple[str, int]] = {}
     for name, split in splits.items():
         for index in range(len(split)):
-            sample = split.sample(index)
-            head = f"{sample.dtype}{sample.shape}".encode()
-            key = hashlib.sha256(head + np.ascontiguousarray(sample).tobytes()).digest()
+            tensor = np.ascontiguousarray(split.tensor(index, network_input))
+            key = hashlib.sha256(tensor.tobytes()).digest()
             first = owner.setdefault(key, (name, index))
             if first[0] != name:
                 raise RecipeError(
@@ -119,22 +124,31 @@ def _load(name: str, source: Source, recipe: Recipe) -> Split:
         assert source.factory is not None  # noqa: S101  (Source names exactly one)
         value = call_factory(source.factory, source.args, recipe.folder)
         raw, labels = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
-    if not len(raw):
-        raise RecipeError(f"{where}: holds no sample")
-    if labels is not None:
-        labels = np.asarray(labels)
-        if labels.shape != (len(raw),) or labels.dtype.kind not in "iu":
-            raise RecipeError(
-                f"{where}: {len(raw)} samples need as many whole numbers as labels; found "
-                f"{labels.dtype} {list(labels.shape)}"
-            )
-        labels = labels.astype(np.int64)
-        if recipe.labels and not 0 <= labels.min() <= labels.max() < len(recipe.labels):
-            raise RecipeError(
-                f"{where}: labels run from {labels.min()} to {labels.max()}, and the recipe "
-                f"names {len(recipe.labels)} classes"
-            )
+    try:
+        raw = _samples(raw)
+        classes = len(recipe.labels) if recipe.labels else None
+        labels = None if labels is None else preprocess.check_labels(labels, len(raw), classes)
+    except InputError as error:
+        raise RecipeError(f"{where}: {error}") from None
     return Split(name, raw, labels)
+
+
+def _samples(raw: Any) -> Sequence[Array | Path]:
+    """What a source gave, as a sequence of arrays or paths. Raises InputError for anything else."""
+    if hasattr(raw, "numpy"):  # A torch tensor, which this module need not know.
+        raw = raw.numpy()
+    if not isinstance(raw, np.ndarray | list | tuple) or (
+        isinstance(raw, np.ndarray) and raw.ndim == 0
+    ):
+        kind = type(raw).__name__
+        raise InputError(f"expected an array [samples, ...] or a list of arrays; found {kind}")
+    samples = [one if isinstance(one, Path) else np.asarray(one) for one in raw]
+    if not samples:
+        raise InputError("holds no sample")
+    for one in samples:
+        if isinstance(one, np.ndarray) and one.dtype.kind not in "uifb":
+            raise InputError(f"a sample is {one.dtype} {list(one.shape)}, and no array of numbers")
+    return samples
 
 
 def _folder(where: str, path: Path, labels: tuple[str, ...] | None) -> tuple[list[Path], list[int]]:

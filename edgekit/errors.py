@@ -14,6 +14,9 @@ A message says what was asked, what was found, the limit, and the next step, in 
 Anything else that escapes is a bug and exits with 70.
 """
 
+import traceback
+from pathlib import Path
+
 __all__ = [
     "BuildError",
     "BundleError",
@@ -24,6 +27,7 @@ __all__ = [
     "ModelError",
     "RecipeError",
     "VerificationError",
+    "describe_failure",
 ]
 
 
@@ -67,3 +71,17 @@ class DeviceError(EdgekitError):
     """What this machine lacks, or what its engine refused."""
 
     exit_code = 4
+
+
+def describe_failure(error: BaseException) -> str:
+    """An error out of the user's code in one line, with the last place that is theirs."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename
+        and not frame.filename.startswith("<")
+        and Path(__file__).parent not in Path(frame.filename).parents
+    ]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    reason = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {reason}{where}"

@@ -59,11 +59,14 @@ def build(
     return Built(output, contents.manifest(), evidence)
 
 
-def inspect(recipe: Recipe, target: Target, progress: "Progress | None" = None) -> Segments[Any]:
-    """The recipe's network cut into segments, with nothing lowered or written."""
+def inspect(
+    recipe: Recipe, target: Target, progress: "Progress | None" = None
+) -> tuple[Segments[Any], str | None]:
+    """The recipe's network cut into segments, with nothing lowered or written; and a warning."""
     run = _Run(recipe, target, progress or Silent())
     with user_code(recipe.folder):
-        return run(SplitStage(), run(Export(), run.load()))
+        segments = run(SplitStage(), run(Export(), run.load()))
+    return segments, run.stages[-1]["notes"].get("warning")
 
 
 class Progress(Protocol):

@@ -3,18 +3,22 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, field_validator, model_validator
 
 from edgekit.bundle import manifest
+from edgekit.bundle.manifest import MANIFEST_NAME
 from edgekit.config import Strict, apply_overrides, parse, read_yaml
 from edgekit.errors import RecipeError
 from edgekit.shipped import shipped
 
-__all__ = ["Check", "Recipe", "Source", "load_recipe"]
+__all__ = ["Check", "Recipe", "Source", "check_files", "load_recipe"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+Size = Annotated[int, Field(gt=0)]
 
 
 class Model(Strict):
@@ -22,7 +26,7 @@ class Model(Strict):
 
     factory: str
     """`file.py:function` beside the recipe, or `package.module:function`; returns an nn.Module."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: dict[str, JsonValue] = Field(default_factory=dict)
     checkpoint: str | None = None
     """Safetensors, or a PyTorch file with a state dict. Left out: the factory's own weights."""
 
@@ -31,8 +35,8 @@ class Image(Strict):
     """How a picture becomes the input tensor; see `edgekit.bundle.manifest.Image`."""
 
     mode: Literal["L", "RGB"] = "RGB"
-    resize: int | tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
+    resize: Size | tuple[Size, Size] | None = None
+    crop: tuple[Size, Size] | None = None
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -41,7 +45,7 @@ class Image(Strict):
 class Input(Strict):
     """What the network takes: one tensor, a batch in front of `shape`."""
 
-    shape: tuple[int, ...] = Field(min_length=1, max_length=7)
+    shape: tuple[Size, ...] = Field(min_length=1, max_length=7)
     dtype: Literal["float32"] = "float32"
     image: Image | None = None
     """Left out: samples are tensors already."""
@@ -73,7 +77,7 @@ class Source(Strict):
 
     factory: str | None = None
     """A function that returns (samples, labels), or samples alone."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: dict[str, JsonValue] = Field(default_factory=dict)
     npz: str | None = None
     """An .npz file with an array `inputs`, and `labels` if there are any."""
     folder: str | None = None
@@ -188,7 +192,25 @@ def load_recipe(path: str, overrides: dict[str, Any] | None = None) -> Recipe:
     return recipe
 
 
+def check_files(recipe: Recipe) -> None:
+    """Raises RecipeError where a file or folder that the recipe names is not there."""
+    named = {"model.checkpoint": recipe.model.checkpoint}
+    factories = {"model.factory": recipe.model.factory}
+    for split in ("calibration", "tuning", "test"):
+        if source := getattr(recipe.data, split):
+            named |= {f"data.{split}.npz": source.npz, f"data.{split}.folder": source.folder}
+            factories[f"data.{split}.factory"] = source.factory or ""
+    for key, factory in factories.items():
+        file, _, _ = factory.rpartition(":")
+        named[key] = file if file.endswith(".py") else None
+    for key, path in named.items():
+        if path is not None and not (recipe.folder / path).exists():
+            raise RecipeError(f"{key}: {recipe.folder / path}: there is no such file or folder")
+
+
 def _find(path: str) -> Path:
+    if Path(path).name == MANIFEST_NAME:
+        raise RecipeError(f"{path}: is a bundle's manifest; give the bundle's folder")
     shipped_recipes = shipped("recipes")
     for candidate in (
         Path(path),

@@ -98,7 +98,7 @@ def test_a_copied_bundle_is_verified_run_and_measured_on_a_device(device, digits
     assert ended.returncode == 0, ended.stderr
     picture = ROOT / "recipes/digits/samples/test-000-label-3.png"
     ended = run(device, "edgekit", "run", bundle, picture, "--json", "-")
-    assert json.loads(ended.stdout)[0]["label"] == "3"
+    assert json.loads(ended.stdout)["predictions"][0]["label"] == "3"
     ended = run(device, "edgekit", "bench", bundle, "--rounds", 1, "--json", "-")
     assert json.loads(ended.stdout)["samples"] == 360
     assert run(device, "edgekit", "inspect", bundle).returncode == 0

@@ -1,10 +1,5 @@
 """ONNX Runtime: segments as ONNX models."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import onnx
 import onnx_ir as ir
 import torch
@@ -13,6 +8,7 @@ from torch import fx
 
 from edgekit.errors import BuildError
 from edgekit.limits import LIMITS
+from edgekit.quiet import quiet
 from edgekit.stages import Part
 from edgekit.target import Target
 
@@ -31,7 +27,7 @@ class OnnxRuntimeBackend:
     ) -> bytes:
         """See `Backend.lower`."""
         batch = torch.export.Dim("batch")
-        with _quiet():
+        with quiet("torch.onnx", "onnxscript"):
             try:
                 exported = torch.onnx.export(
                     part.program,
@@ -99,19 +95,3 @@ def _bytes(model: ir.Model, name: str) -> bytes:
     if len(content) > LIMITS.segment_bytes:
         raise BuildError(f"{name}: {len(content)} bytes, limit {LIMITS.segment_bytes}")
     return bytes(content)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on operators of absent packages off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -15,9 +15,10 @@ import json
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from edgekit.errors import BundleError
 from edgekit.limits import LIMITS
@@ -43,6 +44,7 @@ __all__ = [
     "TensorSpec",
     "TestData",
     "Variant",
+    "boundaries",
     "canonical_json",
     "check_path",
     "identify",
@@ -52,11 +54,20 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_HUGE = 1e300
 MANIFEST_NAME = "manifest.json"
 EVIDENCE_NAME = "evidence.json"
 
-DTYPES = frozenset({"float16", "float32", "int8", "uint8", "int32", "int64"})
-"""Element types that may cross a boundary, by their numpy names."""
+DTYPES = {
+    "float16": 2,
+    "float32": 4,
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
+}
+"""Bytes of the element types that may cross a boundary, by their numpy names."""
 
 DEPLOYED = (
     "format_version",
@@ -89,8 +100,7 @@ class TensorSpec:
     @property
     def bytes_per_sample(self) -> int:
         """Bytes that one sample takes."""
-        width = {"float16": 2, "float32": 4, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
-        return math.prod(self.shape[1:]) * width[self.dtype]  # type: ignore[arg-type]
+        return math.prod(self.shape[1:]) * DTYPES[self.dtype]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,18 @@ class Segment(File):
     exits: tuple[Exit, ...]
     parameters: int
     macs: int
+
+
+class Part(Protocol):
+    """Whatever has inputs and outputs by name: a segment here, a graph on the host."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that are read."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors that are made."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +289,20 @@ class Manifest:
         raise BundleError(f"the bundle has no variant {name!r}; it has {known}")
 
 
+def boundaries(source: str, parts: Sequence[Part]) -> list[list[str]]:
+    """Per part of a chain, the tensors known after it that a later part reads: what crosses.
+
+    `source` names the network's input, which crosses as well where a later part reads it.
+    """
+    result = []
+    known = [source]
+    for index, part in enumerate(parts):
+        known += part.outputs
+        later = {name for after in parts[index + 1 :] for name in after.inputs}
+        result.append([name for name in known if name in later])
+    return result
+
+
 def canonical_json(document: Any) -> bytes:
     """The one byte form of a document: sorted keys, one-space indent, ASCII, ends in a newline."""
     text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False)
@@ -358,6 +394,12 @@ def _check_files(manifest: Manifest) -> None:
         if not 0 <= file.size_bytes <= limit:
             raise BundleError(f"{MANIFEST_NAME}: {file.path}: {file.size_bytes} bytes > {limit}")
     listed = {file.path for file in manifest.files}
+    if not manifest.golden.samples:
+        raise BundleError(f"{MANIFEST_NAME}: has no golden sample; rebuild it")
+    if not 0 < manifest.golden.max_relative_error < 1:
+        raise BundleError(f"{MANIFEST_NAME}: golden.max_relative_error lies outside 0 to 1")
+    if manifest.target.threads < 1:
+        raise BundleError(f"{MANIFEST_NAME}: target.threads is {manifest.target.threads}")
     named = {one.input for one in manifest.golden.samples} | set(manifest.golden.logits.values())
     if manifest.test_data:
         named |= {manifest.test_data.inputs, manifest.test_data.labels or manifest.test_data.inputs}
@@ -376,12 +418,18 @@ def _check_input(network_input: Input) -> None:
         and len(network_input.shape) == 3
         and network_input.shape[0] == channels == len(image.mean) == len(image.std)
         and all(image.std)
+        and min(_sizes(image), default=1) > 0
     )
     if not fits:
         raise BundleError(
             f"{MANIFEST_NAME}: an image of mode {image.mode!r} with {len(image.mean)} means cannot "
             f"fill {network_input.dtype} {list(network_input.shape)}; rebuild it"
         )
+
+
+def _sizes(image: Image) -> tuple[int, ...]:
+    resize = (image.resize,) if isinstance(image.resize, int) else image.resize
+    return (*(resize or ()), *(image.crop or ()))
 
 
 def _check_variant(manifest: Manifest, variant: Variant) -> None:
@@ -398,10 +446,12 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
             f"{where}: {len(variant.exits)} exits need {len(variant.exits) - 1} thresholds, "
             f"found {len(manifest.policy.thresholds)}"
         )
-    chains = [variant.segments]
-    for pair in manifest.baselines:
-        if pair.variant == variant.name:
-            chains += [(pair.plain,), (pair.whole,)]
+    if manifest.golden.logits.keys() != set(variant.exits):
+        raise BundleError(f"{where}: golden logits are not of its exits; rebuild it")
+    pairs = [pair for pair in manifest.baselines if pair.variant == variant.name]
+    if len(pairs) != 1:
+        raise BundleError(f"{where}: has {len(pairs)} pairs of baselines; rebuild it")
+    chains = [variant.segments, (pairs[0].plain,), (pairs[0].whole,)]
     for chain in chains:
         known, exits = {source.tensor}, []
         for segment in chain:
@@ -413,6 +463,12 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
             strange += [one.logits for one in segment.exits if one.logits not in segment.outputs]
             if strange:
                 raise BundleError(f"{where}: {segment.name} has no tensor {strange[0]!r}")
+            for one in segment.exits:
+                if variant.tensors[one.logits].shape != (None, len(manifest.labels)):
+                    raise BundleError(
+                        f"{where}: exit {one.name!r} is {variant.tensors[one.logits].shape}, and "
+                        f"there are {len(manifest.labels)} labels"
+                    )
         if not exits or exits[-1] != variant.exits[-1]:
             raise BundleError(f"{where}: the chain does not end in {variant.exits[-1]!r}")
     if tuple(exit.name for one in variant.segments for exit in one.exits) != variant.exits:
@@ -454,7 +510,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             )
     elif origin is dict and isinstance(value, dict):
         return {key: _decode(arguments[1], part, f"{where}.{key}") for key, part in value.items()}
-    elif kind is float and type(value) in {int, float}:
+    elif kind is float and type(value) in {int, float} and abs(value) < _HUGE:
         return float(value)
     elif kind in {int, str} and type(value) is kind:
         return value

@@ -1,15 +1,24 @@
 """Reads a bundle, and lets nothing through that its manifest does not vouch for."""
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, File, Manifest, parse_manifest
+from edgekit.bundle.manifest import (
+    EVIDENCE_NAME,
+    MANIFEST_NAME,
+    File,
+    Manifest,
+    parse_manifest,
+    unseal,
+)
 from edgekit.errors import BundleError
 from edgekit.limits import LIMITS
 
-__all__ = ["Bundle", "read_bundle"]
+__all__ = ["Bundle", "read_bundle", "read_evidence"]
 
 BESIDE = frozenset({MANIFEST_NAME, EVIDENCE_NAME})
 """Files that a bundle may hold without listing them; each carries its own seal."""
@@ -21,16 +30,18 @@ _CHUNK_BYTES = 2**20
 class Bundle:
     """A bundle whose every file was found as listed, with the segments' bytes as they were hashed.
 
-    `segments` maps a path to the bytes of that segment; engines take these, never the path.
+    `segments` maps the path of each segment of a chain to its bytes; engines take these, never the
+    path. `seal` is the hash over the whole manifest, `bundle_id` over what is deployed.
     """
 
     path: Path
     manifest: Manifest
+    seal: str
     segments: dict[str, bytes]
 
     def read(self, path: str) -> bytes:
-        """The bytes of another listed file, hashed again now. Raises BundleError if it changed."""
-        file = next(file for file in self.manifest.files if file.path == path)
+        """The bytes of any listed file, hashed again now. Raises BundleError if it changed."""
+        file = next(file for file in self.manifest.all_files() if file.path == path)
         return _read(self.path, file)
 
 
@@ -41,22 +52,39 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     oversized file and for links, before any engine sees a byte.
     """
     folder = Path(path)
-    manifest_path = folder / MANIFEST_NAME
-    if not manifest_path.is_file():
-        raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_NAME}")
-    size_bytes = manifest_path.stat().st_size
-    if manifest_path.is_symlink() or size_bytes > LIMITS.manifest_bytes:
-        raise BundleError(f"{manifest_path}: is a link or too large ({size_bytes} bytes)")
-    manifest = parse_manifest(manifest_path.read_bytes())
-    _check_listing(folder, manifest)
-    unlisted = {file.path for file in manifest.files}
-    segments = {}
-    for file in manifest.all_files():
-        if file.path in unlisted:
-            _hash(folder, file)
-        else:
-            segments[file.path] = _read(folder, file)
-    return Bundle(folder, manifest, segments)
+    try:
+        if not (folder / MANIFEST_NAME).is_file():
+            raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_NAME}")
+        raw = _read_at_most(folder / MANIFEST_NAME, LIMITS.manifest_bytes)
+        manifest = parse_manifest(raw)
+        _check_listing(folder, manifest)
+        deployed = {one.path for variant in manifest.variants for one in variant.segments}
+        segments = {}
+        for file in manifest.all_files():
+            if file.path in deployed:
+                segments[file.path] = _read(folder, file)
+            else:
+                _hash(folder, file)
+    except OSError as error:
+        raise BundleError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
+    return Bundle(folder, manifest, json.loads(raw)["seal"], segments)
+
+
+def read_evidence(bundle: Bundle) -> dict[str, Any] | None:
+    """What was measured when the bundle was built; None if it does not come with it.
+
+    Raises BundleError where it was changed, or belongs to another bundle.
+    """
+    path = bundle.path / EVIDENCE_NAME
+    try:
+        document = unseal(_read_at_most(path, LIMITS.manifest_bytes), EVIDENCE_NAME)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
+    if document.get("bundle_id") != bundle.manifest.bundle_id:
+        raise BundleError(f"{path}: belongs to another bundle; remove it, or build again")
+    return document
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:
@@ -69,7 +97,7 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
             relative = full.relative_to(folder).as_posix()
             if full.is_symlink():
                 raise BundleError(f"{folder}: {relative} is a link; copy the bundle with its files")
-            if name in folders or relative in BESIDE:
+            if name in folders or (relative in BESIDE and full.is_file()):
                 continue
             if relative not in expected:
                 raise BundleError(f"{folder}: {relative} does not belong to it; remove that file")
@@ -85,18 +113,30 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
 
 
 def _read(folder: Path, file: File) -> bytes:
-    with (folder / file.path).open("rb") as stream:
-        content = stream.read(file.size_bytes + 1)
+    content = _read_at_most(folder / file.path, file.size_bytes)
     _compare(folder, file, hashlib.sha256(content).hexdigest())
     return content
 
 
+def _read_at_most(path: Path, most: int) -> bytes:
+    """A file's bytes; one more than `most` where it holds more, which no check then accepts."""
+    with _open(path) as stream:
+        return stream.read(most + 1)
+
+
 def _hash(folder: Path, file: File) -> None:
     digest = hashlib.sha256()
-    with (folder / file.path).open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
+    left = file.size_bytes + 1
+    with _open(folder / file.path) as stream:
+        while chunk := stream.read(min(_CHUNK_BYTES, left)):
             digest.update(chunk)
+            left -= len(chunk)
     _compare(folder, file, digest.hexdigest())
+
+
+def _open(path: Path) -> IO[bytes]:
+    # A link or a pipe that took the file's place after it was looked at is not followed or awaited.
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
 
 
 def _compare(folder: Path, file: File, digest: str) -> None:

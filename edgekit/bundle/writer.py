@@ -1,8 +1,11 @@
 """Writes a bundle so that a reader sees the old one, the new one or none: never a part of one."""
 
 import errno
+import fcntl
+import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,23 +26,25 @@ def new_bundle(output: Path) -> Iterator[Path]:
 
     Raises BuildError where `output` holds something else, or cannot be written.
     """
-    output = output.absolute()
+    output = output.resolve()
     if output.exists() and not _replaceable(output):
         raise BuildError(f"{output}: exists and is not a bundle; choose another --output")
     prefix = f".{output.name}.partial-"
-    fresh = output.parent / f"{prefix}{os.getpid()}"
     with _as_build_error(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         for stale in output.parent.glob(f"{prefix}*"):
-            if not _alive(stale.name.removeprefix(prefix)):
-                shutil.rmtree(stale, ignore_errors=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
+            _remove_if_abandoned(stale)
+        fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
+        fresh.chmod(0o755)  # mkdtemp's is private; a bundle is to be copied.
+        lock = os.open(fresh, os.O_RDONLY)
+        # Held while the folder is in use, and let go by the kernel however this process ends.
+        fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield fresh
         with _as_build_error(output):
             _put_in_place(fresh, output)
     finally:
+        os.close(lock)
         shutil.rmtree(fresh, ignore_errors=True)
 
 
@@ -77,20 +82,29 @@ def _put_in_place(fresh: Path, output: Path) -> None:
 
 
 def _replaceable(output: Path) -> bool:
-    return output.is_dir() and ((output / MANIFEST_NAME).is_file() or not any(output.iterdir()))
-
-
-def _alive(suffix: str) -> bool:
-    pid = suffix.partition("-")[0]
-    if not pid.isdecimal():
+    """Whether a folder is empty or a bundle: other things have a manifest.json as well."""
+    if not output.is_dir():
         return False
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
+        manifest = json.loads((output / MANIFEST_NAME).read_bytes())
+        return isinstance(manifest, dict) and {"format_version", "bundle_id"} <= manifest.keys()
+    except (OSError, ValueError):
+        return not any(output.iterdir())
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    """Remove what a killed build left behind: a folder whose lock nobody holds."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
     except OSError:
-        return True
-    return True
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -53,20 +53,30 @@ def main() -> None:
     except SystemExit as end:
         # Typer turns Ctrl-C into this code without a word.
         if end.code == INTERRUPTED:
-            print_error("interrupted; nothing was left half written")
+            print_error("interrupted")
         raise
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        reason = str(error).partition("\n")[0]
+        print_error(
+            f"this is a bug in edgekit: {type(error).__name__}: {reason}; "
+            f"please report it with {_write_report()}"
+        )
+        sys.exit(BUG)
+
+
+def _write_report() -> str:
+    """Put the traceback where it can be found, and say where."""
+    try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="edgekit-bug-", suffix=".txt", delete=False
         ) as file:
             file.write(f"edgekit {edgekit.__version__}: {' '.join(sys.argv)}\n")
             traceback.print_exc(file=file)
-        print_error(
-            f"this is a bug in edgekit: {type(error).__name__}: {error}; "
-            f"please report it with {file.name}"
-        )
-        sys.exit(BUG)
+            return file.name
+    except OSError:
+        traceback.print_exc()
+        return "the lines above"

@@ -18,14 +18,16 @@ def bench(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="An .npz file with `inputs` and `labels` [default: the bundle's own]."),
+        typer.Option(
+            help="An .npz file with `inputs` and `labels`.", show_default="the bundle's own"
+        ),
     ] = None,
     beside: Annotated[
         list[Path],
         typer.Option(help="Another bundle for the same input, measured in the same run."),
     ] = [],  # noqa: B006  (typer reads it, nobody changes it)
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads [default: the target's].")
+        int | None, typer.Option(min=1, help="Threads.", show_default="the target's")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each sample is measured.")] = 10,
     json_to: JsonOption = None,
@@ -98,8 +100,9 @@ def _print(terminal: Terminal, report: dict[str, Any]) -> None:
         rows,
     )
     terminal.line(
-        f"\nNo exit taken costs {report['full_depth_ratio']:.3f} of whole; efficiency "
-        f"{report['efficiency']:.3f} of what exit rates and segment times allow."
+        f"\nWith no exit taken the chain takes {report['full_depth_ratio']:.3f} times as long as "
+        f"whole.\nExit rates and segment times alone would make {report['efficiency']:.1%} of its "
+        "measured mean.\n"
     )
     terminal.line(report["verdict"])
 

@@ -10,7 +10,7 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.cli.output import JsonOption, StageProgress, Terminal, print_segments
 from edgekit.errors import DeviceError
 
-__all__ = ["SetOption", "build", "require_host_side", "resolve"]
+__all__ = ["SetOption", "build", "require", "resolve"]
 
 SetOption = Annotated[
     list[str],
@@ -28,7 +28,7 @@ def build(
     recipe: Annotated[str, typer.Argument(help="The recipe's YAML file, or a shipped one's name.")],
     target: Annotated[str, typer.Option(help="What to build for; see `edgekit targets`.")] = "host",
     output: Annotated[
-        Path | None, typer.Option(help="The bundle's folder [default: build/RECIPE/TARGET].")
+        Path | None, typer.Option(help="The bundle's folder.", show_default="build/RECIPE/TARGET")
     ] = None,
     settings: SetOption = [],  # noqa: B006  (typer reads it, nobody changes it)
     dry_run: Annotated[
@@ -62,19 +62,20 @@ def build(
 
 def resolve(recipe: str, target: str, settings: list[str]) -> tuple[Any, Any]:
     """The recipe and target that a command names, with its overrides."""
-    require_host_side()
+    require("yaml", "pydantic", "torch", "onnx", "onnxscript", "safetensors")
     from edgekit.config import split_overrides
-    from edgekit.recipe import load_recipe
+    from edgekit.recipe import check_files, load_recipe
     from edgekit.target import load_target
 
     of_recipe, of_target = split_overrides(settings)
-    return load_recipe(recipe, of_recipe), load_target(target, of_target)
+    found = load_recipe(recipe, of_recipe)
+    check_files(found)
+    return found, load_target(target, of_target)
 
 
-def require_host_side() -> None:
-    """Raises DeviceError on a device, where the packages that build are not installed."""
-    needed = ("yaml", "pydantic", "torch", "onnx", "onnxscript")
-    if lacking := [name for name in needed if importlib.util.find_spec(name) is None]:
+def require(*modules: str) -> None:
+    """Raises DeviceError where modules of the host side are not installed, as on a device."""
+    if lacking := [name for name in modules if importlib.util.find_spec(name) is None]:
         raise DeviceError(
             f"this command belongs to the host side, and {', '.join(lacking)} is not installed: "
             "pip install 'edgekit[build]' (Python 3.11 or newer)"
@@ -99,5 +100,8 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any], fol
         ],
     )
     terminal.line()
-    print_segments(terminal, manifest.variant())
+    print_segments(terminal, manifest.variant(), manifest.input.tensor)
+    for stage in evidence["stages"]:
+        if "warning" in stage["notes"]:
+            terminal.line(f"\nNote: {stage['notes']['warning']}")
     terminal.line(f"\nWrote {folder} ({manifest.bundle_id[:12]}). Next: edgekit bench {folder}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,22 +25,29 @@ def inspect(
     if Path(path).is_dir():
         manifest = read_bundle(path).manifest
         _print_bundle(terminal, manifest)
-        variant, more = manifest.variant(), {"bundle_id": manifest.bundle_id}
+        variant, source = manifest.variant(), manifest.input.tensor
+        more: dict[str, Any] = {
+            "bundle_id": manifest.bundle_id,
+            "policy": dataclasses.asdict(manifest.policy),
+        }
     else:
         recipe, the_target = resolve(path, target, settings)
         with StageProgress(terminal).live("importing torch"):
             from edgekit import pipeline
-        found = pipeline.inspect(recipe, the_target, StageProgress(terminal))
+        found, warning = pipeline.inspect(recipe, the_target, StageProgress(terminal))
         segments = tuple(part.record() for part in found.chain)
-        variant, more = Variant("default", found.exits, found.tensors, segments), {}
+        variant, source = Variant("default", found.exits, found.tensors, segments), found.input
+        more = {"warning": warning}
         terminal.line(f"\n{recipe.name}: {len(found.exits)} exits, {', '.join(found.exits)}\n")
-    print_segments(terminal, variant)
-    total = sum(segment.macs for segment in variant.segments)
+        if warning:
+            terminal.line(f"Note: {warning}\n")
+    print_segments(terminal, variant, source)
+    total = sum(segment.macs for segment in variant.segments) or 1
     shares = []
     done = 0
     for segment in variant.segments:
         done += segment.macs
-        shares.append(f"{segment.name} {done / total:.1%}" if total else segment.name)
+        shares.append(f"{segment.exits[-1].name} {done / total:.1%}")
     terminal.line(f"\nMACs up to each exit: {', '.join(shares)}")
     terminal.json({**more, **dataclasses.asdict(variant)})
 
@@ -48,17 +55,17 @@ def inspect(
 def _print_bundle(terminal: Terminal, manifest: Manifest) -> None:
     target, source = manifest.target, manifest.input
     thresholds = ", ".join(
-        f"{exit} {threshold:g}"
+        f"{exit} at {threshold:g}"
         for exit, threshold in zip(
             manifest.variant().exits, manifest.policy.thresholds, strict=False
         )
     )
     size = "x".join(str(one) for one in source.shape)
     terminal.line(f"{manifest.name} for {target.name}, {manifest.bundle_id[:12]}")
-    terminal.line(f"  engine    {target.engine}, {target.precision}, {target.threads} threads")
+    terminal.line(f"  engine    {target.engine}, {target.precision}, threads: {target.threads}")
     terminal.line(f"  input     {size} {source.dtype}" + (" from images" if source.image else ""))
     terminal.line(f"  classes   {len(manifest.labels)}")
-    terminal.line(f"  policy    {manifest.policy.criterion} >= {thresholds or 'nothing'}")
+    terminal.line(f"  policy    {manifest.policy.criterion}: {thresholds or 'no early exit'}")
     terminal.line(
         f"  needs     Python {manifest.requirements.python}, "
         f"{', '.join(manifest.requirements.packages)}\n"

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit.bundle.manifest import TensorSpec, Variant
+from edgekit.bundle.manifest import TensorSpec, Variant, boundaries
 from edgekit.errors import BuildError
 
 __all__ = ["JsonOption", "StageProgress", "Terminal", "print_error", "print_segments"]
@@ -39,12 +39,14 @@ def bytes_text(size_bytes: int) -> str:
     return f"{size:.3g} GB"
 
 
-def print_segments(terminal: "Terminal", variant: Variant) -> None:
-    """A table of a chain's segments: what each holds, and what leaves it."""
+def print_segments(terminal: "Terminal", variant: Variant, source: str) -> None:
+    """A table of a chain's segments: what each holds, and what crosses the cut behind it.
+
+    `source` names the network's input.
+    """
     rows = []
-    for segment in variant.segments:
-        logits = [exit.logits for exit in segment.exits]
-        crossing = [name for name in segment.outputs if name not in logits]
+    crossings = boundaries(source, variant.segments)
+    for segment, crossing in zip(variant.segments, crossings, strict=True):
         rows.append(
             [
                 segment.name,
@@ -74,6 +76,8 @@ class Terminal:
 
     def __init__(self, json_to: str | None = None) -> None:
         self._json_to = json_to
+        if json_to not in {None, "-"} and not Path(str(json_to)).absolute().parent.is_dir():
+            raise BuildError(f"--json {json_to}: there is no such folder")
         stream = sys.stderr if json_to == "-" else sys.stdout
         # Into a file or a pipe, a row stays one line, however long a path in it is.
         width = None if stream.isatty() else _UNWRAPPED

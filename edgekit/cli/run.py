@@ -1,10 +1,12 @@
 """`edgekit run`: classify files."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, Terminal, print_error
 from edgekit.errors import InputError
 from edgekit.runtime import Chain
@@ -16,13 +18,14 @@ def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     files: Annotated[list[Path], typer.Argument(help="Images, or .npy arrays.")],
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads [default: the target's].")
+        int | None, typer.Option(min=1, help="Threads.", show_default="the target's")
     ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Classify files with a bundle, one by one, and say where each left the network."""
     terminal = Terminal(json_to)
-    chain = Chain.load(bundle, threads=threads)
+    found_bundle = read_bundle(bundle)
+    chain = Chain.from_bundle(found_bundle, threads=threads)
     rows: list[list[str]] = []
     report: list[dict[str, Any]] = []
     failed = False
@@ -42,9 +45,11 @@ def run(
         rows.append(
             [str(file), found.label, f"{found.confidence:.4f}", found.exit, f"{latency_ms:.3f}"]
         )
-        report.append({"file": str(file), **found._asdict(), "latency_ms": latency_ms})
+        confidence = found.confidence if math.isfinite(found.confidence) else None
+        entry = {**found._asdict(), "confidence": confidence, "latency_ms": latency_ms}
+        report.append({"file": str(file), **entry})
     if rows:
         terminal.table("Predictions", ["file", "class", "confidence", "exit", "ms"], rows)
-    terminal.json(report)
+    terminal.json({"bundle_id": found_bundle.manifest.bundle_id, "predictions": report})
     if failed:
         raise typer.Exit(InputError.exit_code)

@@ -1,6 +1,6 @@
 """`edgekit targets`: what can be built for."""
 
-from edgekit.cli.build import require_host_side
+from edgekit.cli.build import require
 from edgekit.cli.output import JsonOption, Terminal
 
 __all__ = ["targets"]
@@ -8,7 +8,7 @@ __all__ = ["targets"]
 
 def targets(json_to: JsonOption = None) -> None:
     """List the targets that come with edgekit."""
-    require_host_side()
+    require("yaml", "pydantic")
     from edgekit.target import load_target, target_names
 
     terminal = Terminal(json_to)

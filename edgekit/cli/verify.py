@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
-from edgekit.bundle.reader import read_bundle
+from edgekit.bundle.reader import read_bundle, read_evidence
 from edgekit.cli.output import JsonOption, Terminal
-from edgekit.errors import BundleError
 from edgekit.runtime import Chain
 from edgekit.runtime.verify import verify_golden
 
@@ -26,11 +24,7 @@ def verify(
     files = found.manifest.all_files()
     size_mb = sum(file.size_bytes for file in files) / 1e6
     terminal.line(f"files     {len(files)} as built, {size_mb:.1f} MB")
-    evidence = bundle / EVIDENCE_NAME
-    if evidence.exists():
-        document = unseal(evidence.read_bytes(), EVIDENCE_NAME)
-        if document.get("bundle_id") != found.manifest.bundle_id:
-            raise BundleError(f"{evidence}: belongs to another bundle; remove it, or build again")
+    if read_evidence(found) is not None:
         terminal.line("evidence  as written, and of this bundle")
     chain = Chain.from_bundle(found)
     golden = verify_golden(found, chain)
@@ -39,10 +33,13 @@ def verify(
         f"golden    {golden.samples} samples leave where they did, with the same class; logits "
         f"within {worst:.1e} (limit {golden.limit:.1e})"
     )
-    terminal.line(f"\n{bundle} is sound: {found.manifest.bundle_id}")
+    terminal.line(f"\n{bundle} is sound.")
+    terminal.line(f"bundle_id {found.manifest.bundle_id} (what is deployed)")
+    terminal.line(f"seal      {found.seal} (the whole manifest)")
     terminal.json(
         {
             "bundle_id": found.manifest.bundle_id,
+            "seal": found.seal,
             "files": len(files),
             "golden": dataclasses.asdict(golden),
             "engine": chain.engines[0].version,

@@ -6,20 +6,19 @@ import importlib
 import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import ModelError, RecipeError
+from edgekit.errors import ModelError, RecipeError, describe_failure
 
 if TYPE_CHECKING:
     import torch
 
     from edgekit.recipe import Recipe
 
-__all__ = ["call_factory", "describe_failure", "load_checkpoint", "load_model", "user_code"]
+__all__ = ["call_factory", "load_checkpoint", "load_model", "user_code"]
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def user_code(folder: Path) -> Iterator[None]:
     that were imported from `folder` are forgotten, so that two recipes may both have a `model.py`.
     """
     folder = folder.resolve()
-    path, argv, environment, working = sys.path[:], sys.argv[:], dict(os.environ), Path.cwd()
+    path, argv, environment, working = sys.path[:], sys.argv[:], dict(os.environ), _cwd()
     modules = dict(sys.modules)
     sys.path.insert(0, str(folder))
     try:
@@ -43,7 +42,8 @@ def user_code(folder: Path) -> Iterator[None]:
         for name, value in environment.items():
             if os.environ.get(name) != value:
                 os.environ[name] = value
-        os.chdir(working)
+        if working is not None:
+            os.chdir(working)
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
             if modules.get(name) is not module and file and folder in Path(file).resolve().parents:
@@ -62,8 +62,15 @@ def call_factory(reference: str, arguments: dict[str, Any], folder: Path) -> Any
     factory = _resolve(reference, folder)
     try:
         return factory(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{reference} failed: {describe_failure(error)}") from error
+
+
+def _cwd() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:
+        return None  # It was deleted under us; there is nothing to come back to.
 
 
 def load_checkpoint(path: Path) -> "dict[str, torch.Tensor]":
@@ -87,10 +94,10 @@ def load_checkpoint(path: Path) -> "dict[str, torch.Tensor]":
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # An unpickler's errors are of every kind, and all mean the same here.
-        reason = str(error).partition("\n")[0]
+        # An unpickler's errors are of every kind, all mean the same here, and some advise the user
+        # to read the file unsafely.
         raise RecipeError(
-            f"checkpoint {path}: is no plain state dict ({reason}); save "
+            f"checkpoint {path}: is no plain state dict ({type(error).__name__}); save "
             "model.state_dict() alone, best as safetensors"
         ) from None
     for key in ("state_dict", "model"):
@@ -138,20 +145,6 @@ def _check_fits(path: Path, found: "dict[str, torch.Size]", model: "torch.nn.Mod
         )
 
 
-def describe_failure(error: BaseException) -> str:
-    """The error in one line, with the last place in code that is not a library's."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename
-        and not frame.filename.startswith("<")
-        and Path(__file__).parent.parent not in Path(frame.filename).parents
-    ]
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    reason = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {reason}{where}"
-
-
 def _resolve(reference: str, folder: Path) -> Callable[..., Any]:
     place, colon, name = reference.rpartition(":")
     if not colon or not place or not name:
@@ -160,7 +153,7 @@ def _resolve(reference: str, folder: Path) -> Callable[..., Any]:
         module = _import_file(folder / place) if place.endswith(".py") else _import(place)
     except RecipeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{place} failed on import: {describe_failure(error)}") from error
     factory = getattr(module, name, None)
     if not callable(factory):

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.manifest import Input, Policy, Segment, TensorSpec
+from edgekit.bundle.manifest import Input, Policy, Segment, TensorSpec, boundaries
 from edgekit.bundle.reader import Bundle, read_bundle
-from edgekit.errors import InputError
+from edgekit.errors import BundleError, InputError
 from edgekit.runtime import preprocess
 from edgekit.runtime.criteria import CRITERIA, Criterion
 from edgekit.runtime.engines import Buffer, Engine, load_engine
@@ -24,8 +24,8 @@ __all__ = ["Chain", "ChainSpec", "Prediction"]
 
 Array = npt.NDArray[Any]
 
-_BOUND_SIZES = 256
-"""Batch sizes whose bindings are kept; a batch that shrinks from exit to exit uses a few each."""
+_MOST_ROWS = 64
+"""Samples that run at once: more gain nothing on a CPU, and their features would fill a device."""
 
 
 class Prediction(NamedTuple):
@@ -64,6 +64,11 @@ class Chain:
         self.spec = spec
         self.engines = tuple(engines)
         self._memory = engines[0].memory
+        if spec.policy.criterion not in CRITERIA:
+            raise BundleError(
+                f"this edgekit has no criterion {spec.policy.criterion!r}; it has "
+                f"{', '.join(CRITERIA)}: install the edgekit that built the bundle"
+            )
         self._criterion: Criterion = CRITERIA[spec.policy.criterion]
         # A segment's exit is the last that it computes: the undivided network computes them all.
         self._exits = [segment.exits[-1] for segment in spec.segments]
@@ -74,7 +79,7 @@ class Chain:
         self._capacity = 0
         self._buffers: dict[str, Buffer] = {}
         self._runs: dict[int, list[Callable[[], None]]] = {}
-        self._crossing = _crossing(spec)
+        self._crossing = boundaries(spec.input.tensor, spec.segments)
 
     @classmethod
     def load(
@@ -120,10 +125,10 @@ class Chain:
 
     def with_policy(self, policy: Policy) -> "Chain":
         """The same segments, already loaded, under another policy and with buffers of their own."""
-        spec = self.spec
-        return Chain(
-            ChainSpec(spec.input, spec.labels, spec.tensors, spec.segments, policy), self.engines
-        )
+        other = Chain(replace(self.spec, policy=policy), self.engines)
+        # The engines are shared, and not every engine may run twice at once.
+        other._lock = self._lock
+        return other
 
     def read(self, path: str | os.PathLike[str]) -> Array:
         """An image or `.npy` file as an input tensor. Raises InputError, DeviceError."""
@@ -134,13 +139,13 @@ class Chain:
 
         Raises InputError where they do not fit.
         """
-        return preprocess.to_tensor(np.asarray(sample), self.spec.input)
+        return preprocess.to_tensor(_array(sample), self.spec.input)
 
     def __call__(
         self, x: Array | Sequence[Array], *, timings: bool = False
     ) -> Prediction | list[Prediction]:
         """Classify one sample (`one`), or each sample of a batch (`many`), by the shape of `x`."""
-        array = np.asarray(x)
+        array = _array(x)
         if array.ndim == len(self.spec.input.shape):
             return self.one(array, timings=timings)
         return self.many(array, timings=timings)
@@ -153,34 +158,39 @@ class Chain:
         """
         # One scope for the whole call: infinities in logits are for the criteria to judge.
         with self._lock, np.errstate(all="ignore"):
+            sample = _array(sample)
             self._check(sample, sample.shape)
             return self._one(sample[None], timings)
 
     def many(self, samples: Array, *, timings: bool = False) -> list[Prediction]:
         """Classify a batch: the input's shape behind any number of samples, none included.
 
-        Every sample leaves at its own exit, and only those that remain go on. Raises as `one`.
+        Every sample leaves at its own exit, and only those that remain go on. A large batch is run
+        in parts. Raises as `one`.
         """
         with self._lock, np.errstate(all="ignore"):
+            samples = _array(samples)
             self._check(samples, samples.shape[1:])
-            return self._many(samples, timings) if len(samples) else []
+            found: list[Prediction] = []
+            for start in range(0, len(samples), _MOST_ROWS):
+                found += self._many(samples[start : start + _MOST_ROWS], timings)
+            return found
 
     def logits(self, samples: Array) -> dict[str, Array]:
-        """Every exit's logits `[samples, classes]`, by name, with no exit taken."""
-        with self._lock, np.errstate(all="ignore"):
-            self._check(samples, samples.shape[1:])
-            runs = self._start(samples)
-            result = {}
-            for segment, run in zip(self.spec.segments, runs, strict=True):
-                run()
-                for exit in segment.exits:
-                    result[exit.name] = self._read(exit.logits, len(samples)).copy()
-        return result
+        """Every exit's logits `[samples, classes]`, by name in order, with no exit taken."""
+        tensors = self.tensors(samples)
+        return {
+            exit.name: tensors[exit.logits]
+            for segment in self.spec.segments
+            for exit in segment.exits
+        }
 
     def tensors(self, samples: Array) -> dict[str, Array]:
         """Every tensor of the chain by name, with no exit taken: to find where an error begins."""
-        self.logits(samples)
-        with self._lock:
+        with self._lock, np.errstate(all="ignore"):
+            self._check(samples, samples.shape[1:])
+            for run in self._start(samples):
+                run()
             return {name: self._read(name, len(samples)).copy() for name in self._buffers}
 
     def segment_runs(self, samples: Array) -> list[Callable[[], None]]:
@@ -251,22 +261,25 @@ class Chain:
                 f"found {array.dtype} {list(array.shape)}"
                 + ("; pixels become a tensor with chain.prepare()" if expected.image else "")
             )
-        if self._dtype.kind == "f":
-            _check_finite(array)
 
     def _start(self, samples: Array) -> list[Callable[[], None]]:
-        """Copy samples into the first segment's input, and bind every segment to that many."""
+        """Copy samples into the first segment's input, and bind every segment to that many.
+
+        Raises InputError where they are not finite; looked at after the copy, which has brought
+        them into the processor's caches.
+        """
         runs = self._runs.get(len(samples)) or self._bound(len(samples))
         self._memory.write(self._buffers[self.spec.input.tensor], samples)
+        if self._dtype.kind == "f":
+            _check_finite(samples)
         return runs
 
     def _bound(self, rows: int) -> list[Callable[[], None]]:
         """Each segment bound to `rows` samples; made once per number of samples."""
         if rows in self._runs:
             return self._runs[rows]
-        if rows > self._capacity or len(self._runs) >= _BOUND_SIZES:
-            self._runs.clear()
         if rows > self._capacity:
+            self._runs.clear()
             self._buffers = {
                 name: self._memory.allocate((rows, *spec.shape[1:]), spec.dtype)  # type: ignore[arg-type]
                 for name, spec in self._used_tensors().items()
@@ -292,15 +305,13 @@ class Chain:
         return {name: spec for name, spec in self.spec.tensors.items() if name in used}
 
 
-def _crossing(spec: ChainSpec) -> list[list[str]]:
-    """Per segment, the tensors known after it that a later one reads."""
-    result = []
-    known = [spec.input.tensor]
-    for index, segment in enumerate(spec.segments):
-        known += segment.outputs
-        later = {name for after in spec.segments[index + 1 :] for name in after.inputs}
-        result.append([name for name in known if name in later])
-    return result
+def _array(x: Any) -> Array:
+    if isinstance(x, np.ndarray):
+        return x
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise InputError(f"the samples are no array: {error}") from None
 
 
 def _check_finite(array: Array) -> None:

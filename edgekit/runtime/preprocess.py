@@ -4,6 +4,9 @@ The host uses these same functions for calibration and checks, so the two sides 
 Pillow is imported only to read or scale images.
 """
 
+import io
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +16,59 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Image, Input
 from edgekit.errors import DeviceError, InputError
 
-__all__ = ["normalise", "read_npz", "read_sample", "to_image", "to_pixels", "to_tensor"]
+__all__ = [
+    "check_labels",
+    "decode",
+    "normalise",
+    "read_npz",
+    "read_sample",
+    "to_image",
+    "to_pixels",
+    "to_tensor",
+]
 
 Array = npt.NDArray[Any]
 
+_DAMAGED = (OSError, ValueError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
+"""What numpy and Pillow raise on files that are torn, or are something else."""
+
+_MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB", "CMYK": "RGB"}
+"""Pillow's modes of eight bits and what they are read as; a palette shows colours."""
+
 
 def read_sample(path: Path) -> Array:
-    """The content of an image file as pixels uint8 `[height, width(, 3)]`, or of an `.npy` file.
-
-    Raises InputError where the file is missing or is neither, DeviceError where it is an image and
-    Pillow is not installed.
-    """
+    """The content of an image file or `.npy` file; see `decode`. Raises InputError, DeviceError."""
     try:
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
-        pillow = _pillow()
-        with pillow.open(path) as image:
-            # Grey stays grey; palettes, alpha and CMYK become the three channels they show.
-            return np.asarray(image.convert("L" if image.mode in {"1", "L"} else "RGB"))
+        content = path.read_bytes()
     except OSError as error:
-        reason = error.strerror or "is no image that Pillow can read"
-        raise InputError(f"{path}: {reason}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: is no plain .npy array: {error}") from None
+        raise InputError(f"{path}: {error.strerror}") from None
+    return decode(content, str(path))
+
+
+def decode(content: bytes, name: str) -> Array:
+    """An image file's pixels uint8 `[height, width(, 3)]`, or an `.npy` file's array.
+
+    `name` says which it is by its ending, and stands in messages. Raises InputError where the
+    content is neither, DeviceError where it is an image and Pillow is not installed.
+    """
+    if name.endswith(".npy"):
+        try:
+            return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
+        except _DAMAGED as error:
+            raise InputError(f"{name}: is no plain .npy array: {_first_line(error)}") from None
+    pillow = _pillow()
+    try:
+        with pillow.open(io.BytesIO(content)) as image:
+            if image.mode not in _MODES:
+                raise InputError(
+                    f"{name}: an image of mode {image.mode}; its values do not fit 8 bits: convert "
+                    "it, or give an .npy array"
+                )
+            return np.asarray(image.convert(_MODES[image.mode]))
+    except (*_DAMAGED, pillow.DecompressionBombError) as error:
+        raise InputError(
+            f"{name}: is no image that Pillow can read: {_first_line(error)}"
+        ) from None
 
 
 def read_npz(path: Path) -> tuple[Array, Array | None]:
@@ -46,11 +79,27 @@ def read_npz(path: Path) -> tuple[Array, Array | None]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["inputs"], arrays.get("labels")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
     except KeyError:
         raise InputError(f"{path}: has no array `inputs`") from None
-    except (OSError, ValueError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or "is no .npz file of plain arrays"
-        raise InputError(f"{path}: {reason}") from None
+    except (*_DAMAGED, AttributeError, TypeError):
+        # The last two come of an .npy array under the name of an .npz file.
+        raise InputError(f"{path}: is no .npz file of plain arrays") from None
+
+
+def check_labels(labels: Any, samples: int, classes: int | None) -> npt.NDArray[np.int64]:
+    """Labels as int64 `[samples]`. Raises InputError where they are not one class number each."""
+    array = np.asarray(labels)
+    if array.shape != (samples,) or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{samples} samples need as many whole numbers as labels; found {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    if samples and not (array.min() >= 0 and (classes is None or array.max() < classes)):
+        known = f", and there are {classes} classes" if classes else ""
+        raise InputError(f"labels run from {array.min()} to {array.max()}{known}")
+    return array.astype(np.int64)
 
 
 def to_tensor(sample: Array, network_input: Input) -> Array:
@@ -128,6 +177,10 @@ def _resized(size: tuple[int, ...], resize: int | tuple[int, int] | None) -> tup
     height, width = size
     shorter = min(height, width)
     return (height * resize // shorter, width * resize // shorter)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _pillow() -> Any:

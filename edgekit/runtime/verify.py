@@ -1,19 +1,19 @@
 """Golden samples: what the chain said on the host, held against what it says here."""
 
-import io
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.bundle.reader import Bundle
-from edgekit.errors import BundleError, CheckError
+from edgekit.errors import BundleError, CheckError, InputError
+from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain
 
-__all__ = ["GoldenReport", "load_array", "verify_golden"]
+__all__ = ["GoldenReport", "differences", "load_array", "verify_golden"]
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ def verify_golden(bundle: Bundle, chain: Chain) -> GoldenReport:
     expected = {name: load_array(bundle, path) for name, path in golden.logits.items()}
     worst = dict.fromkeys(expected, 0.0)
     for row, sample in enumerate(golden.samples):
-        x = _read(bundle, chain, sample.input)
+        content = preprocess.decode(bundle.read(sample.input), sample.input)
+        x = chain.prepare(content)
         for name, logits in chain.logits(x[None]).items():
-            error = _relative_error(logits[0], expected[name][row], expected[name])
+            _, error = differences(logits[0], expected[name][row], expected[name])
             worst[name] = max(worst[name], error)
             if not error <= golden.max_relative_error:
                 raise CheckError(
@@ -55,27 +56,27 @@ def verify_golden(bundle: Bundle, chain: Chain) -> GoldenReport:
     return GoldenReport(len(golden.samples), worst, golden.max_relative_error)
 
 
-def load_array(bundle: Bundle, path: str) -> npt.NDArray[Any]:
+def load_array(bundle: Bundle, path: str) -> Array:
     """A listed `.npy` file of the bundle. Raises BundleError where it is none."""
     try:
-        return np.asarray(np.load(io.BytesIO(bundle.read(path)), allow_pickle=False))
-    except ValueError as error:
-        raise BundleError(f"{path}: is no plain .npy array: {error}") from None
+        return preprocess.decode(bundle.read(path), path)
+    except InputError as error:
+        raise BundleError(str(error)) from None
 
 
-def _read(bundle: Bundle, chain: Chain, path: str) -> npt.NDArray[Any]:
-    """A golden input, from the very bytes that were hashed, as a user's file would be read."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, Path(path).name)
-        copy.write_bytes(bundle.read(path))
-        return chain.read(copy)
+def differences(ours: Array, theirs: Array, scale_of: Array | None = None) -> tuple[float, float]:
+    """Greatest difference, and that over the greatest finite magnitude of `scale_of` (`theirs`).
 
-
-def _relative_error(
-    ours: npt.NDArray[Any], theirs: npt.NDArray[Any], scale_of: npt.NDArray[Any]
-) -> float:
+    Equal infinities do not differ; a NaN, or an infinity where there is none, or another shape,
+    differs infinitely.
+    """
     if ours.shape != theirs.shape:
-        return float("inf")
-    scale = float(np.abs(scale_of).max()) or 1.0
-    difference = float(np.abs(ours.astype(np.float64) - theirs).max())
-    return difference / scale if np.isfinite(difference) else float("inf")
+        return float("inf"), float("inf")
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(ours == theirs, 0.0, np.abs(ours - theirs)).max(initial=0.0)
+    if not np.isfinite(difference):
+        return float("inf"), float("inf")
+    reference = theirs if scale_of is None else scale_of
+    scale = float(np.abs(reference[np.isfinite(reference)]).max(initial=0.0))
+    return float(difference), float(difference) / (scale or 1.0)

@@ -1,12 +1,11 @@
 """export: the PyTorch model as one torch.export graph, with all exits as outputs."""
 
 import copy
-import warnings
 
 import torch
 
-from edgekit.errors import EdgekitError, ModelError
-from edgekit.models.load import describe_failure
+from edgekit.errors import EdgekitError, ModelError, describe_failure
+from edgekit.quiet import quiet
 from edgekit.stages import Exported, Network, Stage, StageResult, Step
 
 __all__ = ["Export"]
@@ -28,22 +27,10 @@ class Export(Stage[Network, Exported]):
         step("torch.export")
         module = copy.deepcopy(artifact.module)
         try:
-            # Run once as it is: a model that fails on its input should say so in its own words.
-            module(artifact.sample)
-        except EdgekitError:
-            raise
-        except Exception as error:
-            raise ModelError(
-                f"the model fails on an input {list(artifact.sample.shape)}: "
-                f"{describe_failure(error)}"
-            ) from error
-        try:
-            with warnings.catch_warnings():
-                # What torch says of its own deprecations is nothing the user can act on.
-                warnings.simplefilter("ignore")
+            with quiet("torch"):
                 program = torch.export.export(
                     module,
-                    (artifact.sample,),
+                    (artifact.sample.clone(),),
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                     strict=False,
                 ).run_decompositions({})

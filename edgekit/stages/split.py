@@ -6,13 +6,16 @@ so exits may tap anywhere, boundaries may be many and may skip segments, and exi
 exits.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgekit.bundle.manifest import DTYPES, TensorSpec
+from edgekit.bundle.manifest import DTYPES, TensorSpec, boundaries
 from edgekit.errors import ModelError
 from edgekit.stages import Exported, Part, Segments, Stage, StageResult, Step
 
@@ -37,19 +40,23 @@ class Split(Stage[Exported, Segments[fx.GraphModule]]):
         (plain,) = _parts(artifact, [[len(exits) - 1]], ["plain"], tensors)
         (source,) = artifact.graph.graph.find_nodes(op="placeholder")
         segments = Segments(exits, source.name, tensors, tuple(chain), plain, whole)
-        boundary_bytes = [
-            sum(tensors[x].bytes_per_sample for x in part.outputs if x not in part.logits.values())
-            for part in segments.chain[:-1]
-        ]
-        return StageResult(segments, {"boundary_bytes": boundary_bytes})
+        crossing = boundaries(source.name, segments.chain)[:-1]
+        notes: dict[str, Any] = {
+            "boundary_bytes": [
+                sum(tensors[name].bytes_per_sample for name in names) for names in crossing
+            ]
+        }
+        if warning := _order_warning(artifact):
+            notes["warning"] = warning
+        return StageResult(segments, notes)
 
 
 def assign(
-    graph: fx.Graph, exits: Sequence[str], groups: Sequence[Sequence[int]]
+    graph: fx.Graph, exits: Sequence[str], groups: Sequence[Sequence[int]], free: set[fx.Node]
 ) -> list[set[fx.Node]]:
     """Decide which operations each group of exits computes: those that no earlier group has.
 
-    `exits` names the graph's outputs, `groups` holds indices into them. Weights and sizes belong to
+    `exits` names the graph's outputs, `groups` holds indices into them. `free` nodes belong to
     nobody: whoever reads one gets its own (`cut`). Raises ModelError for an exit that needs no
     operation of its own, or does not depend on the input.
     """
@@ -59,7 +66,7 @@ def assign(
     for group in groups:
         mine: set[fx.Node] = set()
         for index in group:
-            needed, sources = _ancestors(outputs[index])
+            needed, sources = _ancestors(outputs[index], free)
             if not sources:
                 raise ModelError(
                     f"exit {exits[index]!r} does not depend on the input; is it the right output?"
@@ -83,20 +90,20 @@ def assign(
 
 
 def cut(
-    root: fx.GraphModule, nodes: set[fx.Node], outputs: Sequence[fx.Node]
+    root: fx.GraphModule, nodes: set[fx.Node], outputs: Sequence[fx.Node], free: set[fx.Node]
 ) -> tuple[fx.GraphModule, list[fx.Node]]:
     """The operations `nodes` as a module of their own, and the tensors it takes, in order.
 
     A call of the module gives the tuple of `outputs`. What a node computes does not change: the
-    module holds copies of the nodes, of the weights that they read, and of the sizes they read
-    (taken from a tensor that the segment has).
+    module holds copies of the nodes, of the weights and constants that they read, and of the sizes
+    they read (taken from a tensor that the segment has).
     """
     ordered = [node for node in root.graph.nodes if node in nodes]
     inputs = _unique(
         read
         for node in ordered
         for read in node.all_input_nodes
-        if read not in nodes and not _is_weight(read) and not _is_size(read)
+        if read not in nodes and read not in free
     )
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -128,7 +135,8 @@ def _parts(
     """The network in as many parts as there are groups; adds their tensors to `tensors`."""
     graph = exported.graph.graph
     all_logits = _outputs(graph)
-    owners = assign(graph, exported.exits, groups)
+    free = _free_nodes(graph)
+    owners = assign(graph, exported.exits, groups, free)
     (source,) = graph.find_nodes(op="placeholder")
     batch = _symbol(source.meta["val"].shape[0])
     # FlopCounterMode needs real tensors to run on; each part takes what the parts before it gave.
@@ -139,14 +147,11 @@ def _parts(
         crossing = [
             node
             for node in graph.nodes
-            if node in mine
-            and not _is_size(node)
-            and any(user in later for user in node.users)
-            and not _is_tuple(node)
+            if node in mine and not _is_tuple(node) and any(user in later for user in node.users)
         ]
         logits = {exported.exits[exit]: all_logits[exit] for exit in group}
         outputs = _unique([*crossing, *logits.values()])
-        program, inputs = cut(exported.graph, mine, outputs)
+        program, inputs = cut(exported.graph, mine, outputs, free)
         for node in (*inputs, *outputs):
             tensors[node.name] = _spec(node, name, batch)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -165,14 +170,30 @@ def _parts(
     return result
 
 
-def _ancestors(node: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
+def _order_warning(exported: Exported) -> str | None:
+    """Words about exits that are cheaper than one before them, if there are any.
+
+    An early exit with a heavy head may cost more than a later one, so this is no refusal.
+    """
+    exits = exported.exits
+    alone = [_parts(exported, [[index]], [exit], {})[0].macs for index, exit in enumerate(exits)]
+    for index in range(1, len(exits)):
+        if alone[index] < alone[index - 1]:
+            return (
+                f"exit {exits[index]!r} needs {alone[index]:,} MACs, and {exits[index - 1]!r} "
+                f"before it {alone[index - 1]:,}: are the exits in order of depth?"
+            )
+    return None
+
+
+def _ancestors(node: fx.Node, free: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
     """The operations that `node` needs, itself among them, and the network inputs under them."""
     needed, sources, stack = set(), set(), [node]
     while stack:
         current = stack.pop()
         if current.op == "placeholder":
             sources.add(current)
-        elif current not in needed and not _is_weight(current) and not _is_size(current):
+        elif current not in needed and current not in free:
             needed.add(current)
             stack.extend(current.all_input_nodes)
     return needed, sources
@@ -213,11 +234,19 @@ def _spec(node: fx.Node, part: str, batch: object) -> TensorSpec:
     shape = [size if isinstance(size, int) else None for size in value.shape]
     batched = bool(shape) and _symbol(value.shape[0]) == batch is not None
     if dtype not in DTYPES or not batched or None in shape[1:]:
+        sizes = ", ".join(str(size).replace(str(batch), "batch") for size in value.shape)
         raise ModelError(
-            f"{part}: tensor {node.name} is {dtype} {[str(size) for size in value.shape]}; what "
-            f"crosses a cut has a batch in front, fixed sizes after it, and one of {sorted(DTYPES)}"
+            f"{part}: tensor {node.name}{_place(node)} is {dtype} [{sizes}]; what crosses a cut "
+            f"has the batch in front, fixed sizes after it, and one of {', '.join(DTYPES)}; let "
+            "the exit tap elsewhere, or bring the batch to the front there"
         )
     return TensorSpec(dtype, tuple(shape))
+
+
+def _place(node: fx.Node) -> str:
+    """Where in the user's code a node comes from, as words to put behind its name."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})" if frames else ""
 
 
 def _symbol(size: object) -> object:
@@ -225,8 +254,13 @@ def _symbol(size: object) -> object:
     return getattr(getattr(size, "node", None), "expr", None)
 
 
-def _is_weight(node: fx.Node) -> bool:
-    return node.op == "get_attr"
+def _free_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that do not depend on what is in the input: weights, sizes, masks made of them."""
+    free: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "placeholder" and (_is_size(node) or free.issuperset(node.all_input_nodes)):
+            free.add(node)
+    return free
 
 
 def _is_size(node: fx.Node) -> bool:

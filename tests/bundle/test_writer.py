@@ -237,9 +237,7 @@ def test_an_output_named_like_a_pattern_leaves_other_outputs_alone(tmp_path: Pat
         assert content(partial) == {"segments/half.onnx": b"half"}
 
 
-def test_what_a_kill_left_of_an_earlier_process_with_our_number_is_no_obstacle(
-    output: Path,
-) -> None:
+def test_what_a_kill_left_of_an_earlier_process_with_our_number_is_removed(output: Path) -> None:
     # In a container the same command often gets the same process number. This one was killed while
     # it removed the old bundle.
     aside = output.parent / f".{output.name}.partial-{os.getpid()}-old"

@@ -53,7 +53,7 @@ def test_inspect_a_recipe_shows_cuts_without_building(cli, tiny_recipe, tmp_path
 def test_inspect_a_bundle_needs_no_recipe(cli, built_tiny):
     ended = cli("inspect", built_tiny)
     assert ended.code == 0
-    assert "max_prob >= first 0.3, second 0.29" in ended.out
+    assert "max_prob: first at 0.3, second at 0.29" in ended.out
     assert "8x8x8 float32 (2.05 kB)" in ended.out
 
 
@@ -68,7 +68,7 @@ def test_run_says_class_exit_and_confidence_per_file(cli, built_tiny, tmp_path):
     np.save(array, chain.read(pictures[0]))
     ended = cli("run", built_tiny, *pictures, array, "--json", tmp_path / "run.json")
     assert ended.code == 0
-    report = json.loads((tmp_path / "run.json").read_text())
+    report = json.loads((tmp_path / "run.json").read_text())["predictions"]
     for entry, picture in zip(report, [*pictures, pictures[0]], strict=True):
         expected = chain.one(chain.read(picture))
         assert (entry["label"], entry["exit"]) == (expected.label, expected.exit)

@@ -126,7 +126,7 @@ def test_wrong_usage_is_exit_code_2(cli):
 
 def test_a_report_that_cannot_be_written_is_said(cli, tiny_bundle, tmp_path):
     ended = cli("verify", tiny_bundle, "--json", tmp_path / "no/such/folder.json")
-    assert_refused(ended, 1, "folder.json", "cannot be written")
+    assert_refused(ended, 1, "folder.json", "no such folder")
 
 
 def test_a_bug_is_exit_code_70_with_its_traceback_in_a_file(cli, tiny_bundle, monkeypatch):
@@ -167,7 +167,7 @@ def test_a_build_that_is_stopped_leaves_the_old_bundle(tiny_recipe, built_tiny, 
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     if stop == signal.SIGINT:
         assert process.returncode == 130
-        assert error == "edgekit: interrupted; nothing was left half written\n"
+        assert error == "edgekit: interrupted\n"
         assert leftovers(output.parent) == ["bundle"]
     else:
         assert process.returncode == -signal.SIGKILL

@@ -42,7 +42,7 @@ def assert_same_as_whole(model: nn.Module, exits: int, sample: torch.Tensor) -> 
     x = torch.randn(5, *sample.shape[1:])
     with torch.no_grad():
         outputs = model(x)
-    expected = list(outputs.values() if isinstance(outputs, dict) else outputs)
+    expected = list(outputs)
     for name, wanted in (("chain", expected), ("whole", expected), ("plain", expected[-1:])):
         for ours, theirs in zip(run(segments, name, x), wanted, strict=True):
             assert torch.equal(ours, theirs), name
@@ -77,10 +77,7 @@ class SkipsASegment(nn.Module):
         a = self.a(x).relu()
         b = self.b(a).relu()
         c = self.c(b).relu() + a
-        return {
-            f"e{i}": h(y.flatten(1))
-            for i, (h, y) in enumerate(zip(self.heads, (a, b, c), strict=True))
-        }
+        return [head(y.flatten(1)) for head, y in zip(self.heads, (a, b, c), strict=True)]
 
 
 class ExitsFeedLaterExits(nn.Module):
@@ -257,3 +254,49 @@ def test_exits_in_the_wrong_order_are_still_computed_right():
     deep_first = Returns(lambda m, x, a, b: (m.head(b), m.head(a)))
     first, second = assert_same_as_whole(deep_first, 2, torch.randn(2, 6)).chain
     assert second.macs < first.macs  # which `edgekit inspect` shows
+
+
+def test_exits_in_the_wrong_order_raise_a_doubt():
+    names = ("deep", "shallow")
+    net = Exits(Returns(lambda m, x, a, b: (m.head(b), m.head(a))), names).eval()
+    network = Network(net, names, torch.randn(2, 6))
+    exported = Export()(network, lambda text: None).artifact
+    warning = Split()(exported, lambda text: None).notes["warning"]
+    assert "'shallow' needs 54 MACs, and 'deep' before it 90" in warning
+
+
+class MasksInForward(nn.Module):
+    """A mask that depends on nothing, and a normalised weight: both segments make their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        mask = torch.triu(torch.full((6, 6), 0.5, device=x.device))
+        weight = nn.functional.normalize(self.head.weight)
+        a = (self.a(x) @ mask).relu()
+        b = (self.b(a) @ mask).relu()
+        return a @ weight.t() + torch.ones(x.shape[0], 3), b @ weight.t()
+
+
+def test_what_depends_on_no_input_never_crosses_a_cut():
+    first, last = assert_same_as_whole(MasksInForward(), 2, torch.randn(2, 6)).chain
+    assert len(last.inputs) == 1
+    assert len(first.outputs) == 2
+
+
+def test_a_refused_boundary_names_the_users_line():
+    class SequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.a(x[:, 0].permute(1, 0, 2)).relu()
+            return self.head(x.mean(0)), self.head(self.a(x).mean(0))
+
+    with pytest.raises(
+        ModelError, match=r"\(test_split\.py, line \d+\) is float32 \[4, batch, 4\]"
+    ):
+        split(SequenceFirst(), 2, IMAGES)

@@ -51,7 +51,7 @@ def load(segment: bytes, name: str, *, threads: int) -> OnnxRuntimeEngine:
     options.inter_op_num_threads = 1
     # A segment's threads must not spin while another segment runs: they would take its cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # What goes wrong comes as an exception as well.
     try:
         session = onnxruntime.InferenceSession(segment, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -1,0 +1,271 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.errors import InputError
+from edgekit.runtime.bench import bench, latency_summary, load_test_data, to_tensors, verdict
+from edgekit.runtime.chain import Chain
+
+Array = npt.NDArray[Any]
+Report = dict[str, Any]
+
+LATENCY = {"mean", "p50", "p90", "p95", "p99"}
+
+
+@pytest.fixture(scope="module")
+def bundle(built_tiny: Path) -> Bundle:
+    return read_bundle(built_tiny)
+
+
+@pytest.fixture(scope="module")
+def data(bundle: Bundle) -> tuple[Array, Array]:
+    found = load_test_data(bundle)
+    assert found is not None
+    inputs, labels = found
+    assert labels is not None
+    return inputs, labels
+
+
+@pytest.fixture(scope="module")
+def measured(bundle: Bundle, data: tuple[Array, Array]) -> Report:
+    return bench(bundle, *data, rounds=2, beside=[bundle])
+
+
+def test_a_report_has_every_key(measured: Report) -> None:
+    assert measured.keys() >= {
+        *("bundle_id", "name", "target", "engine", "precision", "threads", "samples", "rounds"),
+        *("clock", "latency_ms", "accuracy", "exits", "segments", "plain", "whole", "full_depth"),
+        *("beside", "speedup", "full_depth_ratio", "efficiency", "valid", "reasons", "device"),
+        "verdict",
+    }
+    assert measured["latency_ms"].keys() == LATENCY
+    for name in ("plain", "whole", "full_depth"):
+        assert measured[name].keys() == {"latency_ms", "accuracy"}
+        assert measured[name]["latency_ms"].keys() == LATENCY
+    for exit in measured["exits"]:
+        assert exit.keys() == {"name", "rate", "accuracy", "latency_ms"}
+    for segment in measured["segments"]:
+        assert segment.keys() == {"name", "latency_ms"}
+
+
+def test_a_report_is_plain_data(measured: Report) -> None:
+    assert json.loads(json.dumps(measured)) == measured
+
+
+def test_a_report_says_what_was_measured(measured: Report, bundle: Bundle) -> None:
+    assert measured["bundle_id"] == bundle.manifest.bundle_id
+    assert measured["engine"].startswith("onnxruntime ")
+    assert (measured["target"], measured["precision"], measured["threads"]) == ("host", "fp32", 1)
+    assert (measured["samples"], measured["rounds"]) == (24, 2)
+    assert measured["verdict"] == verdict(measured)
+    assert measured["valid"] is (measured["reasons"] == [])
+
+
+def test_rates_and_accuracies_are_those_of_the_chain(
+    measured: Report, bundle: Bundle, data: tuple[Array, Array]
+) -> None:
+    inputs, labels = data
+    found = [Chain.from_bundle(bundle).one(x) for x in inputs]
+    right = [one.class_index == label for one, label in zip(found, labels, strict=True)]
+    assert measured["accuracy"] == pytest.approx(np.mean(right))
+    assert [exit["name"] for exit in measured["exits"]] == ["first", "second", "last"]
+    for exit in measured["exits"]:
+        pairs = zip(found, right, strict=True)
+        here = [correct for one, correct in pairs if one.exit == exit["name"]]
+        assert exit["rate"] == pytest.approx(len(here) / 24)
+        assert exit["accuracy"] == pytest.approx(np.mean(here))
+    assert sum(exit["rate"] for exit in measured["exits"]) == pytest.approx(1)
+
+
+def test_the_undivided_networks_have_the_accuracy_of_the_last_exit(
+    measured: Report, bundle: Bundle, data: tuple[Array, Array]
+) -> None:
+    inputs, labels = data
+    last = Chain.from_bundle(bundle).logits(inputs)["last"].argmax(axis=1)
+    for name in ("plain", "whole", "full_depth"):
+        assert measured[name]["accuracy"] == pytest.approx(np.mean(last == labels))
+
+
+def test_ratios_are_those_of_the_means(measured: Report) -> None:
+    def mean(name: str) -> float:
+        return measured[name]["latency_ms"]["mean"]
+
+    chain = measured["latency_ms"]["mean"]
+    assert measured["speedup"] == pytest.approx(mean("plain") / chain)
+    assert measured["full_depth_ratio"] == pytest.approx(mean("full_depth") / mean("whole"))
+    sums = np.cumsum([segment["latency_ms"] for segment in measured["segments"]])
+    possible = sum(exit["rate"] * one for exit, one in zip(measured["exits"], sums, strict=True))
+    assert measured["efficiency"] == pytest.approx(possible / chain)
+
+
+def test_another_bundle_beside_is_measured_too(measured: Report, bundle: Bundle) -> None:
+    [other] = measured["beside"]
+    assert other["name"] == "tiny"
+    assert other["bundle_id"] == bundle.manifest.bundle_id
+    assert other["accuracy"] == measured["accuracy"]
+    means = measured["plain"]["latency_ms"]["mean"], other["latency_ms"]["mean"]
+    assert other["speedup"] == pytest.approx(means[0] / means[1])
+
+
+def test_without_labels_a_run_is_not_valid(bundle: Bundle, data: tuple[Array, Array]) -> None:
+    report = bench(bundle, data[0], None, rounds=1)
+    assert report["valid"] is False
+    assert any("no labels" in reason for reason in report["reasons"])
+    assert report["accuracy"] is None
+    assert report["plain"]["accuracy"] is None
+    assert {exit["accuracy"] for exit in report["exits"]} == {None}
+
+
+def test_an_exit_that_nothing_took_has_no_figures(
+    bundle: Bundle, data: tuple[Array, Array]
+) -> None:
+    policy = replace(bundle.manifest.policy, thresholds=(0.0, 0.0))
+    eager = replace(bundle, manifest=replace(bundle.manifest, policy=policy))
+    report = bench(eager, *data, rounds=1)
+    assert [exit["rate"] for exit in report["exits"]] == [1, 0, 0]
+    assert report["exits"][2] == {"name": "last", "rate": 0, "accuracy": None, "latency_ms": None}
+
+
+def test_every_round_is_announced(bundle: Bundle, data: tuple[Array, Array]) -> None:
+    said: list[str] = []
+    bench(bundle, data[0][:2], None, rounds=3, threads=2, step=said.append)
+    assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
+
+
+def test_samples_that_do_not_fit_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match=r"expected float32 \[1, 8, 8\]"):
+        bench(bundle, np.zeros((2, 1, 4, 4), np.float32), None, rounds=1)
+
+
+@pytest.mark.parametrize("count", [1, 23, 25])
+def test_labels_that_are_not_one_per_sample_are_refused(
+    bundle: Bundle, data: tuple[Array, Array], count: int
+) -> None:
+    with pytest.raises(InputError, match="labels"):
+        bench(bundle, data[0], np.zeros(count, np.int64), rounds=1)
+
+
+def test_the_carried_test_split_is_that_of_the_recipe(
+    bundle: Bundle, data: tuple[Array, Array]
+) -> None:
+    inputs, labels = data
+    pixels = np.random.default_rng(2).integers(0, 256, (24, 8, 8), dtype=np.uint8)
+    np.testing.assert_allclose(inputs[:, 0], (pixels / 255 - 0.5) / 0.25, atol=1e-5)
+    assert (labels.dtype, labels.shape) == (np.int64, (24,))
+
+
+def test_a_bundle_may_carry_no_test_split(bundle: Bundle) -> None:
+    without = replace(bundle, manifest=replace(bundle.manifest, test_data=None))
+    assert load_test_data(without) is None
+
+
+def test_no_samples_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="no samples"):
+        to_tensors(bundle, np.zeros((0, 8, 8), np.uint8))
+
+
+def test_the_mean_and_the_percentiles_are_in_milliseconds() -> None:
+    found = latency_summary(np.arange(1, 1001, dtype=np.int64)[None] * 1_000_000)
+    assert found["mean"] == pytest.approx(500.5)
+    for name, share in (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99)):
+        assert found[name] == pytest.approx(1 + 999 * share)
+
+
+@pytest.mark.parametrize(("name", "least"), [("p90", 64), ("p95", 130), ("p99", 662)])
+@pytest.mark.parametrize("rounds", [1, 10])
+def test_a_percentile_is_not_given_on_too_few_samples(name: str, least: int, rounds: int) -> None:
+    # However often each was measured: repeats say nothing about other samples.
+    assert latency_summary(np.ones((rounds, least - 1), np.int64))[name] is None
+    assert latency_summary(np.ones((rounds, least), np.int64))[name] is not None
+
+
+def test_the_mean_and_the_median_are_given_on_a_single_sample() -> None:
+    found = latency_summary(np.full((1, 1), 2_000_000))
+    assert found == {"mean": 2.0, "p50": 2.0, "p90": None, "p95": None, "p99": None}
+
+
+def report(chain_ms: float, plain_ms: float, **changes: Any) -> Report:
+    return {
+        "latency_ms": {"mean": chain_ms},
+        "accuracy": 0.9,
+        "plain": {"latency_ms": {"mean": plain_ms}, "accuracy": 0.875},
+        "speedup": plain_ms / chain_ms,
+        "beside": [],
+        "valid": True,
+        "reasons": [],
+        **changes,
+    }
+
+
+def other(name: str, ms: float, accuracy: float | None) -> Report:
+    return {"name": name, "latency_ms": {"mean": ms}, "accuracy": accuracy}
+
+
+def test_a_chain_that_pays() -> None:
+    assert verdict(report(1.0, 2.5)) == (
+        "Early exit pays: 2.50 times as fast as the plain network (1.000 ms against 2.500 ms on "
+        "average), at 90.0% accuracy against 87.5%."
+    )
+
+
+def test_a_chain_that_gains_nothing() -> None:
+    assert verdict(report(1.0, 1.01)).startswith(
+        "Early exit gains nothing here: the plain network is as fast (1.000 ms against 1.010 ms"
+    )
+
+
+def test_a_chain_that_does_not_pay() -> None:
+    assert verdict(report(2.0, 1.0)).startswith(
+        "Early exit does not pay here: the plain network is faster (2.000 ms against 1.000 ms"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plain_ms", "said"),
+    [
+        (1.06, "pays"),
+        (1.04, "gains nothing"),
+        (1.0, "gains nothing"),
+        (0.96, "gains nothing"),
+        (0.94, "does not pay"),
+    ],
+)
+def test_within_a_twentieth_two_times_count_as_alike(plain_ms: float, said: str) -> None:
+    assert said in verdict(report(1.0, plain_ms))
+
+
+def test_without_labels_the_price_is_unknown() -> None:
+    text = verdict(
+        report(
+            *(1.0, 2.0),
+            accuracy=None,
+            beside=[other("static", 0.5, None)],
+            valid=False,
+            reasons=["the samples have no labels, so they may be noise"],
+        )
+    )
+    assert "without labels nobody knows what it costs in accuracy." in text
+    assert "But static is faster still: 0.500 ms." in text
+    assert text.endswith(
+        "Do not rely on these figures: the samples have no labels, so they may be noise."
+    )
+    assert "%" not in text
+
+
+def test_a_faster_network_beside_is_named_and_a_slower_is_not() -> None:
+    beside = [other("static", 0.5, 0.8), other("slow", 1.5, 0.95)]
+    text = verdict(report(1.0, 2.0, beside=beside))
+    assert text.endswith(" But static is faster still: 0.500 ms at 80.0%.")
+    assert "slow" not in text
+
+
+def test_an_invalid_run_says_why() -> None:
+    text = verdict(report(1.0, 2.0, valid=False, reasons=["it rained", "it snowed"]))
+    assert text.startswith("Early exit pays")
+    assert text.endswith(" Do not rely on these figures: it rained; it snowed.")

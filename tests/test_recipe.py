@@ -1,0 +1,253 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.bundle import manifest
+from edgekit.errors import RecipeError
+from edgekit.recipe import load_recipe
+from edgekit.shipped import shipped
+
+
+def refused(recipe: Path, overrides: dict[str, Any]) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(recipe), overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_recipe_means_what_it_says(tiny_recipe: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe))
+    assert recipe.exits == ("first", "second", "last")
+    assert recipe.thresholds == (0.30, 0.29)
+    assert recipe.folder == tiny_recipe.parent
+    assert recipe.manifest_input("x") == manifest.Input(
+        "x", "float32", (1, 8, 8), manifest.Image("L", None, None, 1 / 255, (0.5,), (0.25,))
+    )
+
+
+def test_an_input_without_an_image_has_none_in_the_manifest(tiny_recipe: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe), {"input.image": None})
+    assert recipe.manifest_input("x").image is None
+
+
+def test_the_folder_gives_the_name_where_the_recipe_does_not(tiny_recipe: Path) -> None:
+    tiny_recipe.write_text(tiny_recipe.read_text().replace("name: tiny\n", ""))
+    renamed = tiny_recipe.parent.rename(tiny_recipe.parent.with_name("mine-2.0"))
+    assert load_recipe(str(renamed / "recipe.yaml")).name == "mine-2.0"
+
+
+@pytest.mark.parametrize("path", ["digits", "recipes/digits/recipe.yaml"])
+def test_a_shipped_recipe_is_found_from_anywhere(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(path)
+    assert recipe.name == "digits"
+    assert recipe.folder == shipped("recipes") / "digits"
+
+
+def test_a_file_of_the_users_goes_before_a_shipped_one(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_recipe.parent)
+    (tiny_recipe.parent / "digits").write_text(tiny_recipe.read_text())
+    assert load_recipe("digits").name == "tiny"
+
+
+def test_a_relative_path_gives_an_absolute_folder(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_recipe.parent)
+    assert load_recipe("recipe.yaml").folder == tiny_recipe.parent
+
+
+@pytest.mark.parametrize("path", ["no/such/recipe.yaml", "digit", ""])
+def test_a_recipe_that_is_not_there_is_named(path: str) -> None:
+    with pytest.raises(RecipeError, match=f"recipe {path}: there is no such file"):
+        load_recipe(path)
+
+
+def test_every_shipped_recipe_loads() -> None:
+    paths = sorted(shipped("recipes").glob("*/*.yaml"))
+    assert paths
+    for path in paths:
+        assert load_recipe(str(path)).exits
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"exit": []}, "unknown key 'exit'; did you mean 'exits'?"),
+        (
+            {"policy.threshold": 1},
+            "unknown key 'policy.threshold'; did you mean 'thresholds'?",
+        ),
+        ({"input.image.meen": [0]}, "unknown key 'input.image.meen'; did you mean 'mean'?"),
+        ({"data.tuning.factry": "x"}, "unknown key 'data.tuning.factry'; did you mean 'factory'?"),
+        ({"data.train.npz": "x"}, "unknown key 'data.train'; "),
+        ({"check.tolerance": 1}, "unknown key 'check.tolerance'; "),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_right_one(
+    tiny_recipe: Path, overrides: dict[str, Any], named: str
+) -> None:
+    text = refused(tiny_recipe, overrides)
+    assert text.startswith(f"{tiny_recipe}: ")
+    assert named in text
+
+
+def test_several_unknown_keys_are_all_named(tiny_recipe: Path) -> None:
+    text = refused(tiny_recipe, {"exit": [], "input.shap": [1], "model.arg": {}})
+    for named in ("'exit'", "'input.shap'; did you mean 'shape'?", "'model.arg'; did you mean"):
+        assert named in text
+
+
+def test_values_may_be_set_at_any_depth(tiny_recipe: Path) -> None:
+    recipe = load_recipe(
+        str(tiny_recipe),
+        {"policy.thresholds.first": 0.9, "model.args.seed": 7, "input.image.resize": [8, 8]},
+    )
+    assert recipe.thresholds == (0.9, 0.29)
+    assert recipe.model.args == {"seed": 7}
+    assert recipe.input.image is not None
+    assert recipe.input.image.resize == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"exits": "first"}, "exits: "),
+        ({"exits": []}, "exits: "),
+        ({"exits": [1, 2, 3]}, "exits.0: "),
+        ({"labels": [0, 1]}, "labels.0: "),
+        ({"model": "tiny.py:tiny"}, "model: "),
+        ({"model.factory": None}, "model.factory: "),
+        ({"input.shape": []}, "input.shape: "),
+        ({"input.shape": 8}, "input.shape: "),
+        ({"input.shape": [1] * 8}, "input.shape: "),
+        ({"input.dtype": "float64"}, "input.dtype: "),
+        ({"input.image.mode": "BGR"}, "input.image.mode: "),
+        ({"input.image.crop": 8}, "input.image.crop: "),
+        ({"policy.criterion": "maxprob"}, "policy.criterion: "),
+        ({"policy.thresholds": "high"}, "policy.thresholds"),
+        ({"policy.thresholds": float("nan")}, "policy.thresholds"),
+        ({"policy.thresholds.first": float("inf")}, "policy.thresholds"),
+        ({"golden_samples": 0}, "golden_samples: "),
+        ({"golden_samples": 257}, "golden_samples: "),
+        ({"test_samples": -1}, "test_samples: "),
+        ({"check.samples": 0}, "check.samples: "),
+        ({"check.max_relative_error": 0}, "check.max_relative_error: "),
+        ({"check.min_exit_agreement": 1.1}, "check.min_exit_agreement: "),
+        ({"name": None}, "name: "),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(
+    tiny_recipe: Path, overrides: dict[str, Any], named: str
+) -> None:
+    assert named in refused(tiny_recipe, overrides)
+
+
+@pytest.mark.parametrize("key", ["resize", "crop"])
+@pytest.mark.parametrize("size", [0, -8])
+def test_an_image_cannot_be_scaled_or_cut_to_nothing(
+    tiny_recipe: Path, key: str, size: int
+) -> None:
+    assert f"input.image.{key}" in refused(tiny_recipe, {f"input.image.{key}": [8, size]})
+    if key == "resize":
+        assert "input.image.resize" in refused(tiny_recipe, {"input.image.resize": size})
+
+
+@pytest.mark.parametrize("size", [0, -8])
+def test_a_shape_holds_sizes(tiny_recipe: Path, size: int) -> None:
+    assert "input.shape" in refused(tiny_recipe, {"input.shape": [1, 8, size]})
+
+
+@pytest.mark.parametrize("key", ["model", "input", "exits"])
+def test_a_missing_key_is_named(tiny_recipe: Path, key: str) -> None:
+    kept = [line for line in tiny_recipe.read_text().splitlines() if not line.startswith(key)]
+    tiny_recipe.write_text("\n".join(kept))
+    assert f"key {key!r} is missing" in refused(tiny_recipe, {})
+
+
+def test_one_threshold_serves_all_early_exits(tiny_recipe: Path) -> None:
+    assert load_recipe(str(tiny_recipe), {"policy.thresholds": 0.5}).thresholds == (0.5, 0.5)
+
+
+def test_thresholds_come_in_the_order_of_the_exits(tiny_recipe: Path) -> None:
+    thresholds = {"second": 0.2, "first": 0.1}
+    assert load_recipe(str(tiny_recipe), {"policy.thresholds": thresholds}).thresholds == (0.1, 0.2)
+
+
+def test_a_misspelt_exit_in_the_thresholds_is_refused_with_the_right_one(tiny_recipe: Path) -> None:
+    text = refused(tiny_recipe, {"policy.thresholds": {"frist": 0.5, "second": 0.5}})
+    assert "policy.thresholds: 'frist' is no early exit; did you mean 'first'?" in text
+
+
+def test_a_threshold_for_the_final_exit_is_refused(tiny_recipe: Path) -> None:
+    text = refused(tiny_recipe, {"policy.thresholds.last": 0.5})
+    assert "'last' is no early exit; " in text
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "missing"),
+    [({"first": 0.5}, "second"), ({}, "first, second"), ({"second": 0.5}, "first")],
+)
+def test_an_exit_without_a_threshold_is_named(
+    tiny_recipe: Path, thresholds: dict[str, float], missing: str
+) -> None:
+    text = refused(tiny_recipe, {"policy.thresholds": thresholds})
+    assert re.search(rf"policy\.thresholds: none for {missing}$", text)
+
+
+def test_a_network_of_one_exit_needs_no_threshold(tiny_recipe: Path) -> None:
+    overrides = {"exits": ["only"], "policy.thresholds": {}}
+    assert load_recipe(str(tiny_recipe), overrides).thresholds == ()
+
+
+def test_two_exits_of_one_name_are_refused(tiny_recipe: Path) -> None:
+    text = refused(tiny_recipe, {"exits": ["first", "second", "first"]})
+    assert "exits: two exits have the same name" in text
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a b", "é", "x" * 65, "a\n"])
+@pytest.mark.parametrize("key", ["exits", "name"])
+def test_a_name_that_is_no_file_name_is_refused(tiny_recipe: Path, key: str, name: str) -> None:
+    value = ["first", "second", name] if key == "exits" else name
+    assert f"{key}: {name!r} is no name" in refused(tiny_recipe, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"input.shape": [3, 8, 8]}, "mode L needs shape [1, h, w]"),
+        ({"input.shape": [8, 8]}, "mode L needs shape [1, h, w]"),
+        ({"input.image.mode": "RGB"}, "mode RGB needs shape [3, h, w]"),
+        ({"input.image.mean": [0, 0, 0]}, "image.mean and image.std need 1 numbers each"),
+        ({"input.image.std": []}, "image.mean and image.std need 1 numbers each"),
+        ({"input.image.std": [0]}, "image.std holds a zero"),
+    ],
+)
+def test_an_image_that_cannot_fill_the_input_is_refused(
+    tiny_recipe: Path, overrides: dict[str, Any], named: str
+) -> None:
+    text = refused(tiny_recipe, overrides)
+    assert "input: " in text
+    assert named in text
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ({"factory": "a:b", "npz": "c"}, "name exactly one of factory, npz and folder"),
+        ({"npz": "a", "folder": "b"}, "name exactly one of factory, npz and folder"),
+        ({}, "name exactly one of factory, npz and folder"),
+        ({"npz": "a", "args": {"seed": 1}}, "args belong to a factory"),
+    ],
+)
+def test_a_split_comes_from_exactly_one_source(
+    tiny_recipe: Path, source: dict[str, Any], named: str
+) -> None:
+    assert f"data.test: {named}" in refused(tiny_recipe, {"data.test": source})

@@ -1,0 +1,87 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.errors import RecipeError
+from edgekit.target import Target, load_target, target_names
+
+TARGET = "engine: onnxruntime\nprecision: fp32\nthreads: 2\nopset: 20\n"
+
+
+def refused(name: object, overrides: dict[str, Any] | None = None) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_target(str(name), overrides)
+    return str(caught.value)
+
+
+def test_every_shipped_target_loads_under_its_own_name() -> None:
+    assert "host" in target_names()
+    assert target_names() == sorted(target_names())
+    for name in target_names():
+        assert load_target(name).name == name
+
+
+def test_an_unknown_target_suggests_the_nearest() -> None:
+    text = refused("hots")
+    assert "unknown target 'hots'; did you mean 'host'?" in text
+    assert ".yaml" in text
+
+
+def test_a_target_like_none_gets_the_list() -> None:
+    assert f"unknown target 'zzzz'; known are {', '.join(target_names())}" in refused("zzzz")
+
+
+@pytest.mark.parametrize("name", ["../targets/host", "host.json", ""])
+def test_a_path_needs_its_suffix(name: str) -> None:
+    assert f"unknown target {name!r}" in refused(name)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml"])
+def test_a_target_may_be_a_file_of_the_users(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"mine.{suffix}"
+    path.write_text(TARGET)
+    assert load_target(str(path)) == Target(
+        name="mine", engine="onnxruntime", precision="fp32", threads=2, opset=20
+    )
+
+
+def test_a_file_may_name_its_target(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"name: other\n{TARGET}")
+    assert load_target(str(tmp_path / "mine.yaml")).name == "other"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    assert refused(path).startswith(f"{path}: cannot be read: No such file")
+
+
+def test_values_may_be_set() -> None:
+    assert load_target("host", {"threads": 4}).threads == 4
+    assert load_target("host").threads == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"thread": 4}, "unknown key 'thread'; did you mean 'threads'?"),
+        ({"threads": 0}, "threads: "),
+        ({"threads": 1025}, "threads: "),
+        ({"threads": "many"}, "threads: "),
+        ({"threads": None}, "threads: "),
+        ({"opset": 17}, "opset: "),
+        ({"opset": 24}, "opset: "),
+        ({"precision": "int4"}, "precision: "),
+        ({"engine": "abacus"}, "engine: "),
+        ({"threads.most": 4}, "--set threads.most"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(overrides: dict[str, Any], named: str) -> None:
+    assert named in refused("host", overrides)
+
+
+def test_a_missing_key_is_named_with_its_target(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(TARGET.replace("threads: 2\n", ""))
+    text = refused(tmp_path / "mine.yaml")
+    assert "mine" in text
+    assert "key 'threads' is missing" in text
