@@ -116,15 +116,15 @@ def _load(name: str, source: Source, recipe: Recipe) -> Split:
     where = f"data.{name}"
     raw: Any
     labels: Any
-    if source.folder is not None:
-        raw, labels = _folder(where, recipe.folder / source.folder, recipe.labels)
-    elif source.npz is not None:
-        raw, labels = preprocess.read_npz(recipe.folder / source.npz)
-    else:
-        assert source.factory is not None  # noqa: S101  (Source names exactly one)
-        value = call_factory(source.factory, source.args, recipe.folder)
-        raw, labels = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
     try:
+        if source.folder is not None:
+            raw, labels = _folder(recipe.folder / source.folder, recipe.labels)
+        elif source.npz is not None:
+            raw, labels = preprocess.read_npz(recipe.folder / source.npz)
+        else:
+            assert source.factory is not None  # noqa: S101  (Source names exactly one)
+            value = call_factory(source.factory, source.args, recipe.folder)
+            raw, labels = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
         raw = _samples(raw)
         classes = len(recipe.labels) if recipe.labels else None
         labels = None if labels is None else preprocess.check_labels(labels, len(raw), classes)
@@ -151,17 +151,21 @@ def _samples(raw: Any) -> Sequence[Array | Path]:
     return samples
 
 
-def _folder(where: str, path: Path, labels: tuple[str, ...] | None) -> tuple[list[Path], list[int]]:
+def _folder(path: Path, labels: tuple[str, ...] | None) -> tuple[list[Path], list[int]]:
     if not path.is_dir():
-        raise RecipeError(f"{where}: {path}: there is no such folder")
+        raise InputError(f"{path}: there is no such folder")
+    if labels is None:
+        # Numbering the folders found would make another class of each in every split.
+        raise InputError(
+            "a folder needs the recipe's `labels`, to know which folder is which class"
+        )
     found = sorted(child.name for child in path.iterdir() if child.is_dir())
-    names = labels or tuple(found)
-    if strange := [name for name in found if name not in names]:
-        raise RecipeError(f"{where}: {path}: {strange[0]!r} is none of the recipe's labels")
+    if strange := [name for name in found if name not in labels]:
+        raise InputError(f"{path}: {strange[0]!r} is none of the recipe's labels")
     files, classes = [], []
     for name in found:
         for file in sorted((path / name).rglob("*")):
             if file.suffix.lower() in _IMAGE_SUFFIXES:
                 files.append(file)
-                classes.append(names.index(name))
+                classes.append(labels.index(name))
     return files, classes

@@ -121,8 +121,8 @@ def test_values_may_be_set_at_any_depth(tiny_recipe: Path) -> None:
     [
         ({"exits": "first"}, "exits: "),
         ({"exits": []}, "exits: "),
-        ({"exits": [1, 2, 3]}, "exits.0: "),
-        ({"labels": [0, 1]}, "labels.0: "),
+        ({"exits": [[1], 2, 3]}, "exits.0: "),
+        ({"labels": [[0], 1]}, "labels.0: "),
         ({"model": "tiny.py:tiny"}, "model: "),
         ({"model.factory": None}, "model.factory: "),
         ({"input.shape": []}, "input.shape: "),
@@ -251,3 +251,8 @@ def test_a_split_comes_from_exactly_one_source(
     tiny_recipe: Path, source: dict[str, Any], named: str
 ) -> None:
     assert f"data.test: {named}" in refused(tiny_recipe, {"data.test": source})
+
+
+def test_numbers_may_be_names(tiny_recipe: Path) -> None:
+    recipe = load_recipe(str(tiny_recipe), {"labels": [0, 1, 2, 3]})
+    assert recipe.labels == ("0", "1", "2", "3")

@@ -331,10 +331,14 @@ def unseal(raw: bytes, name: str) -> dict[str, Any]:
         )
     try:
         document = json.loads(raw)
-        canonical = isinstance(document, dict) and canonical_json(document) == raw
+        sound = (
+            isinstance(document, dict)
+            and canonical_json(document) == raw
+            and document.pop("seal", None) == _digest(document)
+        )
     except (ValueError, RecursionError):
         raise BundleError(f"{name}: is not valid JSON; copy or build the bundle again") from None
-    if not canonical or document.pop("seal", None) != _digest(document):
+    if not sound:
         raise BundleError(f"{name}: was changed after it was written; copy or build it again")
     return typing.cast(dict[str, Any], document)
 
@@ -387,7 +391,7 @@ def _check_files(manifest: Manifest) -> None:
     seen: set[str] = set()
     for file in files:
         check_path(file.path)
-        if file.path.lower() in seen or file.path in {MANIFEST_NAME, EVIDENCE_NAME}:
+        if file.path.lower() in seen | {MANIFEST_NAME, EVIDENCE_NAME}:
             raise BundleError(f"{MANIFEST_NAME}: {file.path!r} is listed twice; rebuild it")
         seen.add(file.path.lower())
         limit = LIMITS.segment_bytes if isinstance(file, Segment) else LIMITS.file_bytes
@@ -436,7 +440,8 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
     where = f"{MANIFEST_NAME}: variant {variant.name!r}"
     for name, spec in variant.tensors.items():
         plain = spec.dtype in DTYPES and 1 <= len(spec.shape) <= LIMITS.tensor_rank
-        if not plain or spec.shape[0] is not None or any(not size for size in spec.shape[1:]):
+        sizes = [size or 0 for size in spec.shape[1:]]
+        if not plain or spec.shape[0] is not None or min(sizes, default=1) < 1:
             raise BundleError(f"{where}: tensor {name!r} is {spec.dtype} {list(spec.shape)}")
     source = manifest.input
     if variant.tensors.get(source.tensor) != TensorSpec(source.dtype, (None, *source.shape)):
@@ -471,8 +476,12 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
                     )
         if not exits or exits[-1] != variant.exits[-1]:
             raise BundleError(f"{where}: the chain does not end in {variant.exits[-1]!r}")
-    if tuple(exit.name for one in variant.segments for exit in one.exits) != variant.exits:
-        raise BundleError(f"{where}: the segments' exits are not {', '.join(variant.exits)}")
+    if [[exit.name for exit in one.exits] for one in variant.segments] != [
+        [exit] for exit in variant.exits
+    ]:
+        raise BundleError(
+            f"{where}: its segments have not one exit each: {', '.join(variant.exits)}"
+        )
 
 
 def _digest(document: Any) -> str:

@@ -32,8 +32,9 @@ def new_bundle(output: Path) -> Iterator[Path]:
     prefix = f".{output.name}.partial-"
     with _as_build_error(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        for stale in output.parent.glob(f"{prefix}*"):
-            _remove_if_abandoned(stale)
+        for stale in output.parent.iterdir():
+            if stale.name.startswith(prefix):
+                _remove_if_abandoned(stale)
         fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
         fresh.chmod(0o755)  # mkdtemp's is private; a bundle is to be copied.
         lock = os.open(fresh, os.O_RDONLY)

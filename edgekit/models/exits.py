@@ -67,7 +67,7 @@ def eager_logits(module: nn.Module, batch: npt.NDArray[Any]) -> list[npt.NDArray
             logits = module(torch.from_numpy(np.array(batch)))
     except EdgekitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"the model fails on an input {list(batch.shape)}: {describe_failure(error)}"
         ) from error

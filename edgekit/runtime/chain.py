@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +52,22 @@ class ChainSpec:
     policy: Policy
 
 
+class _Step(NamedTuple):
+    """A segment bound to buffers: run it, read its exit's logits, and hold them to a threshold."""
+
+    run: Callable[[], None]
+    read: Callable[[], Array]
+    exit: str
+    threshold: float | None
+
+
+class _Plan(NamedTuple):
+    """Everything that a number of samples needs: copy them in, then one step after the other."""
+
+    write: Callable[[Array], None]
+    steps: list[_Step]
+
+
 class Chain:
     """Segments that run one after the other, and stop at the first exit that is sure enough.
 
@@ -70,15 +85,19 @@ class Chain:
                 f"{', '.join(CRITERIA)}: install the edgekit that built the bundle"
             )
         self._criterion: Criterion = CRITERIA[spec.policy.criterion]
-        # A segment's exit is the last that it computes: the undivided network computes them all.
-        self._exits = [segment.exits[-1] for segment in spec.segments]
+        if len(spec.policy.thresholds) != len(spec.segments) - 1:
+            raise InputError(
+                f"a chain of {len(spec.segments)} segments needs {len(spec.segments) - 1} "
+                f"thresholds; found {len(spec.policy.thresholds)}"
+            )
         # The last exit takes every sample that comes to it, also one whose confidence is NaN.
-        self._thresholds = [*spec.policy.thresholds[: len(spec.segments) - 1], None]
+        self._thresholds = [*spec.policy.thresholds, None]
         self._dtype = np.dtype(spec.input.dtype)
+        self._floats = self._dtype.kind == "f"
         self._lock = threading.Lock()
         self._capacity = 0
         self._buffers: dict[str, Buffer] = {}
-        self._runs: dict[int, list[Callable[[], None]]] = {}
+        self._plans: dict[int, _Plan] = {}
         self._crossing = boundaries(spec.input.tensor, spec.segments)
 
     @classmethod
@@ -156,11 +175,27 @@ class Chain:
         Raises InputError for another shape or dtype, or values that are not finite; DeviceError
         where an engine fails.
         """
-        # One scope for the whole call: infinities in logits are for the criteria to judge.
-        with self._lock, np.errstate(all="ignore"):
-            sample = _array(sample)
+        sample = _array(sample)
+        with self._lock:
+            # Few calls and no layers between them: after a segment has filled the processor's
+            # caches, each Python or numpy call on this path takes a microsecond or more.
+            clock = time.perf_counter_ns
+            times = [clock()] if timings else None
             self._check(sample, sample.shape)
-            return self._one(sample[None], timings)
+            plan = self._plans.get(1) or self._plan(1)
+            plan.write(sample)
+            if self._floats and not np.logical_and.reduce(np.isfinite(sample), axis=None):
+                raise _not_finite(sample)
+            for step in plan.steps:
+                step.run()
+                logits = step.read()[0]
+                confidence = float(self._criterion(logits))
+                if times is not None:
+                    times.append(clock())
+                if step.threshold is None or confidence >= step.threshold:
+                    break
+            index = int(logits.argmax())
+        return Prediction(index, self.spec.labels[index], step.exit, confidence, _latencies(times))
 
     def many(self, samples: Array, *, timings: bool = False) -> list[Prediction]:
         """Classify a batch: the input's shape behind any number of samples, none included.
@@ -168,8 +203,8 @@ class Chain:
         Every sample leaves at its own exit, and only those that remain go on. A large batch is run
         in parts. Raises as `one`.
         """
-        with self._lock, np.errstate(all="ignore"):
-            samples = _array(samples)
+        samples = _array(samples)
+        with self._lock:
             self._check(samples, samples.shape[1:])
             found: list[Prediction] = []
             for start in range(0, len(samples), _MOST_ROWS):
@@ -187,58 +222,48 @@ class Chain:
 
     def tensors(self, samples: Array) -> dict[str, Array]:
         """Every tensor of the chain by name, with no exit taken: to find where an error begins."""
-        with self._lock, np.errstate(all="ignore"):
+        with self._lock:
             self._check(samples, samples.shape[1:])
-            for run in self._start(samples):
-                run()
-            return {name: self._read(name, len(samples)).copy() for name in self._buffers}
+            for step in self._start(samples):
+                step.run()
+            memory, rows = self._memory, len(samples)
+            return {
+                name: memory.reader(buffer, rows)().copy() for name, buffer in self._buffers.items()
+            }
 
     def segment_runs(self, samples: Array) -> list[Callable[[], None]]:
         """The engine's own calls, bound to these samples: for timing segments outside the chain.
 
         They use the chain's buffers, so they must not run beside a call of the chain.
         """
-        with self._lock, np.errstate(all="ignore"):
+        with self._lock:
             self._check(samples, samples.shape[1:])
-            return self._start(samples)
-
-    def _one(self, samples: Array, timings: bool) -> Prediction:
-        clock = time.perf_counter_ns
-        times: list[int] | None = [clock()] if timings else None
-        runs = self._start(samples)
-        for run, exit, threshold in zip(runs, self._exits, self._thresholds, strict=True):
-            run()
-            logits = self._read(exit.logits, 1)[0]
-            confidence = float(self._criterion(logits))
-            if times is not None:
-                times.append(clock())
-            if threshold is None or confidence >= threshold:
-                break
-        index = int(logits.argmax())
-        return Prediction(index, self.spec.labels[index], exit.name, confidence, _latencies(times))
+            return [step.run for step in self._start(samples)]
 
     def _many(self, samples: Array, timings: bool) -> list[Prediction]:
         clock = time.perf_counter_ns
-        times: list[int] | None = [clock()] if timings else None
-        runs = self._start(samples)
+        times = [clock()] if timings else None
+        steps = self._start(samples)
         remaining = np.arange(len(samples))
-        result: list[Prediction | None] = [None] * len(samples)
-        for k, (exit, threshold) in enumerate(zip(self._exits, self._thresholds, strict=True)):
-            runs[k]()
-            logits = self._read(exit.logits, len(remaining))
+        result: dict[int, Prediction] = {}
+        for k in range(len(steps)):
+            run, read, exit, threshold = steps[k]
+            run()
+            logits = read()
             confidences = self._criterion(logits)
-            leaves = (
-                np.ones(len(remaining), bool) if threshold is None else confidences >= threshold
-            )
             classes = logits.argmax(axis=1)
+            if threshold is None:
+                leaves = np.ones(len(remaining), bool)
+            else:
+                leaves = confidences >= threshold
             if times is not None:
                 times.append(clock())
             for row in np.flatnonzero(leaves):
                 index = int(classes[row])
-                result[remaining[row]] = Prediction(
+                result[int(remaining[row])] = Prediction(
                     index,
                     self.spec.labels[index],
-                    exit.name,
+                    exit,
                     float(confidences[row]),
                     _latencies(times),
                 )
@@ -249,8 +274,8 @@ class Chain:
                 remaining = remaining[kept]
                 for tensor in self._crossing[k]:
                     self._memory.keep(self._buffers[tensor], kept)
-                runs = self._bound(len(remaining))
-        return [prediction for prediction in result if prediction is not None]
+                steps = (self._plans.get(len(kept)) or self._plan(len(kept))).steps
+        return [result[row] for row in range(len(samples))]
 
     def _check(self, array: Array, shape: tuple[int, ...]) -> None:
         """Refuse an array of another dtype, or whose samples have another shape."""
@@ -262,47 +287,44 @@ class Chain:
                 + ("; pixels become a tensor with chain.prepare()" if expected.image else "")
             )
 
-    def _start(self, samples: Array) -> list[Callable[[], None]]:
-        """Copy samples into the first segment's input, and bind every segment to that many.
+    def _start(self, samples: Array) -> "list[_Step]":
+        """Copy finite samples into the input's buffer; the steps that then run on that many."""
+        if self._floats and not np.isfinite(samples).all():
+            raise _not_finite(samples)
+        plan = self._plans.get(len(samples)) or self._plan(len(samples))
+        plan.write(samples)
+        return plan.steps
 
-        Raises InputError where they are not finite; looked at after the copy, which has brought
-        them into the processor's caches.
-        """
-        runs = self._runs.get(len(samples)) or self._bound(len(samples))
-        self._memory.write(self._buffers[self.spec.input.tensor], samples)
-        if self._dtype.kind == "f":
-            _check_finite(samples)
-        return runs
-
-    def _bound(self, rows: int) -> list[Callable[[], None]]:
-        """Each segment bound to `rows` samples; made once per number of samples."""
-        if rows in self._runs:
-            return self._runs[rows]
-        if rows > self._capacity:
-            self._runs.clear()
+    def _plan(self, rows: int) -> "_Plan":
+        """Bind every segment to `rows` samples; kept, and made once per number of samples."""
+        memory, segments = self._memory, self.spec.segments
+        if rows > self._capacity or not self._buffers:
+            self._plans.clear()
+            used = {self.spec.input.tensor}.union(*(x.inputs + x.outputs for x in segments))
             self._buffers = {
-                name: self._memory.allocate((rows, *spec.shape[1:]), spec.dtype)  # type: ignore[arg-type]
-                for name, spec in self._used_tensors().items()
+                name: memory.allocate((rows, *spec.shape[1:]), spec.dtype)  # type: ignore[arg-type]
+                for name, spec in self.spec.tensors.items()
+                if name in used
             }
             self._capacity = rows
-        self._runs[rows] = [
-            engine.bind(
-                {name: self._buffers[name] for name in segment.inputs},
-                {name: self._buffers[name] for name in segment.outputs},
+        buffers = self._buffers
+        steps = []
+        for segment, engine, threshold in zip(
+            segments, self.engines, self._thresholds, strict=True
+        ):
+            run = engine.bind(
+                {name: buffers[name] for name in segment.inputs},
+                {name: buffers[name] for name in segment.outputs},
                 rows,
             )
-            for segment, engine in zip(self.spec.segments, self.engines, strict=True)
-        ]
-        return self._runs[rows]
-
-    def _read(self, tensor: str, rows: int) -> Array:
-        return self._memory.read(self._buffers[tensor], rows)
-
-    def _used_tensors(self) -> dict[str, TensorSpec]:
-        used = {self.spec.input.tensor}
-        for segment in self.spec.segments:
-            used |= {*segment.inputs, *segment.outputs}
-        return {name: spec for name, spec in self.spec.tensors.items() if name in used}
+            # Its exit is the last that it computes: the undivided network computes them all.
+            exit = segment.exits[-1]
+            steps.append(
+                _Step(run, memory.reader(buffers[exit.logits], rows), exit.name, threshold)
+            )
+        plan = _Plan(memory.writer(buffers[self.spec.input.tensor], rows), steps)
+        self._plans[rows] = plan
+        return plan
 
 
 def _array(x: Any) -> Array:
@@ -314,14 +336,9 @@ def _array(x: Any) -> Array:
         raise InputError(f"the samples are no array: {error}") from None
 
 
-def _check_finite(array: Array) -> None:
-    # One pass, no temporary: a sum is finite unless something in it is not, or it overflows.
-    if isfinite(np.add.reduce(array, axis=None)):
-        return
-    finite = np.isfinite(array)
-    if not finite.all():
-        place = np.argwhere(~finite)[0].tolist()
-        raise InputError(f"the input is not finite: it holds {array[tuple(place)]} at {place}")
+def _not_finite(array: Array) -> InputError:
+    place = np.argwhere(~np.isfinite(array))[0].tolist()
+    return InputError(f"the input is not finite: it holds {array[tuple(place)]} at {place}")
 
 
 def _latencies(times: list[int] | None) -> tuple[float, ...] | None:

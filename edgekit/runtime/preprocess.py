@@ -77,7 +77,7 @@ def read_npz(path: Path) -> tuple[Array, Array | None]:
     Raises InputError where the file is missing, is none, or has no `inputs`.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return arrays["inputs"], arrays.get("labels")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
@@ -129,7 +129,7 @@ def to_pixels(pixels: Array, image: Image) -> Array:
     Returns uint8 `[height, width, channels]`. Raises InputError for another dtype or rank, or a
     picture smaller than the cut.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim not in {2, 3}:
+    if pixels.dtype != np.uint8 or pixels.ndim not in {2, 3} or 0 in pixels.shape:
         raise InputError(
             "pixels are uint8 [height, width] or [height, width, 3]; found "
             f"{pixels.dtype} {list(pixels.shape)}"

@@ -33,6 +33,12 @@ def verify_golden(bundle: Bundle, chain: Chain) -> GoldenReport:
     """
     golden = bundle.manifest.golden
     expected = {name: load_array(bundle, path) for name, path in golden.logits.items()}
+    for name, logits in expected.items():
+        if logits.ndim != 2 or len(logits) != len(golden.samples):
+            raise BundleError(
+                f"{golden.logits[name]}: is {list(logits.shape)}, and there are "
+                f"{len(golden.samples)} golden samples; build the bundle again"
+            )
     worst = dict.fromkeys(expected, 0.0)
     for row, sample in enumerate(golden.samples):
         content = preprocess.decode(bundle.read(sample.input), sample.input)

@@ -46,7 +46,7 @@ def test_inspect_a_recipe_shows_cuts_without_building(cli, tiny_recipe, tmp_path
     assert [one["parameters"] for one in report["segments"]] == [2132, 2636, 2636]
     assert [one["macs"] for one in report["segments"]] == [6656, 38912, 38912]
     assert "8x8x8 float32 (2.05 kB)" in ended.err
-    assert "segment-1 7.9%" in ended.err
+    assert "first 7.9%" in ended.err
     assert not (tmp_path / "build").exists()
 
 

@@ -47,9 +47,65 @@ def test_a_model_with_one_exit_where_three_are_named_is_refused(cli, tiny_recipe
     assert_refused(cli("build", tiny_recipe), 1, "returns 1 outputs", "names 3 exits")
 
 
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        ("raise ValueError('no such luck')", "ValueError: no such luck (tiny.py, line"),
+        ("x = x.view(-1)", "fails on an input"),
+        ("x = x * x.shape[0]", "alone than in a batch"),
+        ("x = x - x.mean(0)", "alone than in a batch"),
+        ("x = nn.functional.dropout(x)", "another answer the second time"),
+        ("x = x / (x - x)", "NaN or infinite logits at exit 'first'"),
+        ("x = x[:, :, :7]", "fails on an input"),
+        ("import sys; sys.exit(5)", "tiny.py"),
+    ],
+)
+def test_a_model_that_cannot_be_held_to_its_answers_is_the_users_error(
+    cli, tiny_recipe, forward, words
+):
+    edit(tiny_recipe.parent / "tiny.py", "exits = []", f"{forward}; exits = []")
+    assert_refused(cli("build", tiny_recipe), 1, words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("return pixels, ", "return None, ", "data.tuning: expected an array"),
+        ("return pixels, ", "import sys; sys.exit(3); return pixels, ", "SystemExit: 3"),
+        ("return pixels, ", "return pixels.astype(np.float32), ", "data.tuning, sample 0"),
+        ("generator.integers(0, 4, count)", "['n'] * count", "data.tuning: 24 samples need"),
+        ("generator.integers(0, 4, count)", "np.arange(count)", "run from 0 to 23"),
+    ],
+    ids=["nothing", "it leaves", "dtype", "words for labels", "labels out of range"],
+)
+def test_data_that_cannot_be_used_is_the_users_error(cli, tiny_recipe, old, new, words):
+    edit(tiny_recipe.parent / "tiny.py", old, new)
+    assert_refused(cli("build", tiny_recipe), 1, words)
+
+
 def test_overlapping_splits_are_refused(cli, tiny_recipe):
     edit(tiny_recipe, "seed: 2", "seed: 1")
     assert_refused(cli("build", tiny_recipe), 1, "sample 0 of test", "sample 0 of tuning")
+
+
+def test_a_dry_run_misses_files_before_the_build_does(cli, tiny_recipe):
+    for key, value in (
+        ("model.factory", "other.py:make"),
+        ("model.checkpoint", "gone.safetensors"),
+        ("data.test", "{npz: gone.npz}"),
+    ):
+        ended = cli("build", tiny_recipe, "--dry-run", "--set", f"{key}={value}")
+        assert_refused(ended, 1, key, "no such file")
+
+
+def test_a_bundles_manifest_is_not_taken_for_a_recipe(cli, tiny_bundle):
+    ended = cli("inspect", tiny_bundle / "manifest.json")
+    assert_refused(ended, 1, "bundle's manifest", "folder")
+
+
+def test_a_bundle_for_other_inputs_is_not_measured_beside(cli, tiny_bundle, digits_bundle):
+    ended = cli("bench", tiny_bundle, "--beside", digits_bundle)
+    assert_refused(ended, 1, "digits takes another input than tiny")
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones(cli, tiny_recipe):

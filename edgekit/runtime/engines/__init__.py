@@ -1,8 +1,8 @@
 """Engines: one loaded segment each, behind an interface of three verbs: load, bind, run.
 
 What crosses between segments is opaque to the chain. Each engine names the `Memory` that its
-tensors live in, and numpy appears only where a chain begins (`write`) and where an exit's logits
-are looked at (`read`), so that features may stay wherever the engine keeps them.
+tensors live in, and numpy appears only where a chain begins (`writer`) and where an exit's logits
+are looked at (`reader`), so that features may stay wherever the engine keeps them.
 """
 
 import importlib
@@ -27,11 +27,11 @@ class Memory(Protocol):
     def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """A buffer for a tensor of this shape, batch first."""
 
-    def write(self, buffer: Buffer, samples: Array) -> None:
-        """Copy samples into the buffer's first rows."""
+    def writer(self, buffer: Buffer, rows: int) -> Callable[[Array], None]:
+        """A call that copies so many samples into the buffer's first rows."""
 
-    def read(self, buffer: Buffer, rows: int) -> Array:
-        """The first rows, as an array that the next run may overwrite."""
+    def reader(self, buffer: Buffer, rows: int) -> Callable[[], Array]:
+        """A call that gives the first rows, as an array that the next run may overwrite."""
 
     def keep(self, buffer: Buffer, rows: Array) -> None:
         """Move these rows (ascending indices) to the front, in order."""
@@ -60,13 +60,19 @@ class HostMemory:
         """An array; zeroed, so that its pages are there before the first run is timed."""
         return np.zeros(shape, dtype)
 
-    def write(self, buffer: Array, samples: Array) -> None:
-        """Copy samples into the first rows."""
-        buffer[: len(samples)] = samples
+    def writer(self, buffer: Array, rows: int) -> Callable[[Array], None]:
+        """Copies into a view of the first rows."""
+        view = buffer[:rows]
 
-    def read(self, buffer: Array, rows: int) -> Array:
-        """A view of the first rows."""
-        return buffer[:rows]
+        def write(samples: Array) -> None:
+            view[...] = samples
+
+        return write
+
+    def reader(self, buffer: Array, rows: int) -> Callable[[], Array]:
+        """Gives a view of the first rows."""
+        view = buffer[:rows]
+        return lambda: view
 
     def keep(self, buffer: Array, rows: Array) -> None:
         """Move these rows to the front."""

@@ -31,7 +31,10 @@ class OnnxRuntimeEngine:
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, array in arrays.items():
                 view = array[:rows]
-                bind(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+                try:
+                    bind(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+                except Exception as error:
+                    raise DeviceError(_refusal(self._name, error)) from None
                 views.append(view)
         run, name = self._session.run_with_iobinding, self._name
 
