@@ -15,7 +15,7 @@ from edgekit.models.load import call_factory
 from edgekit.recipe import Recipe, Source
 from edgekit.runtime import preprocess
 
-__all__ = ["Split", "check_disjoint", "load_splits"]
+__all__ = ["Split", "check_disjoint", "first_of", "load_splits"]
 
 Array = npt.NDArray[Any]
 
@@ -92,6 +92,11 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
         )
     check_disjoint(splits, recipe.manifest_input(""))
     return splits
+
+
+def first_of(splits: dict[str, Split], *names: str) -> Split:
+    """The first of these splits that the recipe has."""
+    return next(splits[name] for name in names if name in splits)
 
 
 def check_disjoint(splits: dict[str, Split], network_input: Input) -> None:

@@ -18,7 +18,7 @@ from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, Manifest, Poli
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.check import Agreement, Reference, runner_for
-from edgekit.data import Split, load_splits
+from edgekit.data import Split, first_of, load_splits
 from edgekit.errors import EdgekitError
 from edgekit.models.exits import Exits
 from edgekit.models.load import load_model, user_code
@@ -121,7 +121,7 @@ class _Run:
             notes["samples"] = {name: len(split) for name, split in self.splits.items()}
             step("model")
             module = Exits(load_model(self.recipe), self.recipe.exits).eval()
-            split = self._split("tuning", "calibration", "test")
+            split = first_of(self.splits, "tuning", "calibration", "test")
             # torch.export fixes a batch of one, so a single sample stands twice.
             pair = np.stack([split.tensor(row % len(split), self.source) for row in range(2)])
             network = Network(module, self.recipe.exits, torch.from_numpy(pair))
@@ -160,7 +160,7 @@ class _Run:
             chain = Chain.from_bundle(bundle)
             golden = verify_golden(bundle, chain)
             step("test split")
-            split = self._split("test", "tuning", "calibration")
+            split = first_of(self.splits, "test", "tuning", "calibration")
             reference = self._reference(self.reference.network, split, None)
             self.checks.append(reference.accept("verify", chain))
             if split.labels is not None:
@@ -178,10 +178,6 @@ class _Run:
             "host": describe(),
             "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-
-    def _split(self, *names: str) -> Split:
-        """The first of these splits that the recipe has."""
-        return next(self.splits[name] for name in names if name in self.splits)
 
     def _reference(self, network: Network, split: Split, most: int | None) -> Reference:
         def batches() -> Iterator[npt.NDArray[Any]]:

@@ -184,3 +184,10 @@ def test_overrides_replace_and_add_and_leave_the_rest() -> None:
 def test_a_setting_below_a_plain_value_is_refused(value: object) -> None:
     with pytest.raises(RecipeError, match=r"--set a\.b\.c: 'b' holds a value, not further keys"):
         apply_overrides({"a": {"b": value}}, {"a.b.c": 1})
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\nbranch:\n  leaf: 1\n  leaf: 2\n")
+    with pytest.raises(RecipeError, match=r"twice\.yaml: line 4: key 'leaf' stands twice"):
+        read_yaml(path)

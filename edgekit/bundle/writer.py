@@ -35,11 +35,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
         for stale in output.parent.iterdir():
             if stale.name.startswith(prefix):
                 _remove_if_abandoned(stale)
-        fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
-        fresh.chmod(0o755)  # mkdtemp's is private; a bundle is to be copied.
-        lock = os.open(fresh, os.O_RDONLY)
-        # Held while the folder is in use, and let go by the kernel however this process ends.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fresh, lock = _locked_folder(output.parent, prefix)
     try:
         yield fresh
         with _as_build_error(output):
@@ -66,20 +62,39 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
             _sync_folder(Path(parent))
 
 
+def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder, and the lock on it, which the kernel lets go however this process ends."""
+    while True:
+        fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        fresh.chmod(0o755)  # mkdtemp's is private; a bundle is to be copied.
+        lock = os.open(fresh, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if fresh.exists():
+            return fresh, lock
+        os.close(lock)  # Another build took it for abandoned before it was locked.
+
+
 def _put_in_place(fresh: Path, output: Path) -> None:
     # POSIX has no rename over a folder that is not empty, so the old bundle steps aside first. A
     # kill between the two renames leaves no bundle at `output`, and the next build cleans up.
-    aside = output.parent / f"{fresh.name}-old"
-    if output.exists():
-        output.rename(aside)
-    try:
+    if not output.exists():
         fresh.rename(output)
-    except BaseException:
-        if aside.exists():
+        _sync_folder(output.parent)
+        return
+    aside = output.parent / f"{fresh.name}-old"
+    lock = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        output.rename(aside)
+        try:
+            fresh.rename(output)
+        except BaseException:
             aside.rename(output)
-        raise
-    _sync_folder(output.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+            raise
+        _sync_folder(output.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def _replaceable(output: Path) -> bool:

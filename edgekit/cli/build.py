@@ -49,7 +49,7 @@ def build(
         import yaml
 
         terminal.line(yaml.safe_dump(resolved, sort_keys=False).rstrip())
-        terminal.line(f"\nWould run {STAGES}. Nothing was built.")
+        terminal.line(f"# Nothing was built. It would run {STAGES}.")
         terminal.json(resolved)
         return
     terminal.line(f"Building {the_recipe.name} for {the_target.name}")

@@ -15,7 +15,7 @@ import edgekit
 from edgekit.backends import Backend
 from edgekit.bundle import manifest as m
 from edgekit.check import chain_of
-from edgekit.data import Split
+from edgekit.data import Split, first_of
 from edgekit.errors import RecipeError
 from edgekit.recipe import Recipe
 from edgekit.runtime import preprocess
@@ -122,9 +122,7 @@ class Build(Stage[Segments[bytes], Contents]):
 
     def _golden(self, chain: Chain, files: dict[str, bytes]) -> m.Golden:
         """Choose samples so that every exit that is taken stands among them, and record them."""
-        split = next(
-            self.splits[name] for name in ("test", "tuning", "calibration") if name in self.splits
-        )
+        split = first_of(self.splits, "test", "tuning", "calibration")
         source = chain.spec.input
         candidates = range(min(len(split), _CANDIDATES))
         by_exit: dict[str, list[int]] = {}

@@ -69,7 +69,9 @@ class MultiExit(nn.Module):
         # the call around it costs more than what it computes.
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(ConvBlock(1, 16), ConvBlock(16, 16), Residual(16, 16)),
+                nn.Sequential(
+                    ConvBlock(1, 16), ConvBlock(16, 16), ConvBlock(16, 16), Residual(16, 16)
+                ),
                 nn.Sequential(Residual(16, 16), Residual(16, 32, stride=2), Residual(32, 32)),
                 nn.Sequential(Residual(32, 48), Residual(48, 48)),
                 nn.Sequential(Residual(48, 48), Residual(48, 48, stride=2)),

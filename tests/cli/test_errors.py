@@ -222,7 +222,7 @@ def test_a_build_that_is_stopped_leaves_the_old_bundle(tiny_recipe, built_tiny, 
     _, error = process.communicate(timeout=60)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     if stop == signal.SIGINT:
-        # A shell says 130 for both. Python ends itself by the signal, although it was handled, where
+        # A shell says 130 for both. Python ends itself by the signal, though it was handled, where
         # it came while some library ran `exec`.
         assert process.returncode in {130, -signal.SIGINT}
         assert error == "edgekit: interrupted\n"
