@@ -94,8 +94,13 @@ def _shift(logits: npt.NDArray[Any]) -> Floats:
 
     A row with NaN or +inf in it holds NaN afterwards, and so its confidence is NaN.
     """
-    largest = np.maximum.reduce(logits, axis=-1, keepdims=True)
-    if largest.size == 1 and isfinite(largest.item()):
-        return np.subtract(logits, largest, dtype=np.float64)
+    wide = logits.astype(np.float64)
+    if wide.ndim == 1:
+        # One sample: a number is had, and taken away, at half the cost of an array of one.
+        largest = wide.item(wide.argmax())
+        if isfinite(largest):
+            wide -= largest
+            return wide
     with np.errstate(invalid="ignore"):
-        return np.subtract(logits, largest, dtype=np.float64)
+        wide -= np.maximum.reduce(wide, axis=-1, keepdims=True)
+    return wide
