@@ -18,8 +18,6 @@ from edgekit.runtime.bench import bench, load_test_data
 from edgekit.target import load_target
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs/benchmarks.md"
-OUTPUT = ROOT / "build/benchmarks"
 
 COLUMNS = (
     "| network | threads | plain ms | whole ms | no exit taken ms | chain ms | "
@@ -28,7 +26,7 @@ COLUMNS = (
 
 HEAD = """# Benchmarks
 
-Written by `make bench` ({date}), on {cpu}, {cores} cores, {system}; {engine}, Python {python}.
+Written by `make bench` ({date}), on {cpu}, {cores} cores, {machine}; {engine}, Python {python}.
 Milliseconds are means at batch 1 on that machine; the ratios are what to compare. `plain` is the
 undivided network with its final exit only, `whole` with all exits, both built and run as the chain
 is, and interleaved with it. `efficiency` is the latency that exit rates and bare segment times
@@ -50,10 +48,13 @@ def main() -> None:
     """Build, measure, write the page."""
     parser = argparse.ArgumentParser(description="Measure and write docs/benchmarks.md.")
     parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
-    digits = built("recipes/digits/recipe.yaml")
-    static = built("recipes/digits/static.yaml")
-    resnet18 = built("benchmarks/resnet18/recipe.yaml")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "build/benchmarks")
+    options = parser.parse_args()
+    rounds = options.rounds
+    digits = built("recipes/digits/recipe.yaml", options.output)
+    static = built("recipes/digits/static.yaml", options.output)
+    resnet18 = built("benchmarks/resnet18/recipe.yaml", options.output)
     reports = [
         measured(digits, 1, rounds, static),
         measured(digits, 2, rounds, static),
@@ -65,15 +66,16 @@ def main() -> None:
     text = HEAD.format(date=date, engine=reports[0]["engine"], **device)
     text += "\n".join([COLUMNS, "|---" * 11 + "|", *map(row, reports)]) + "\n"
     remarks = "\n".join(f"- {one['name']}, {one['threads']}: {one['verdict']}" for one in reports)
-    PAGE.write_text(text + TAIL.format(remarks=remarks), encoding="utf-8")
-    print(PAGE.read_text(encoding="utf-8"))
+    text += TAIL.format(remarks=remarks)
+    options.page.write_text(text, encoding="utf-8")
+    print(text)
 
 
-def built(recipe: str) -> Bundle:
+def built(recipe: str, output: Path) -> Bundle:
     """The bundle of a recipe for `host`, built now."""
     loaded = load_recipe(str(ROOT / recipe))
     print(f"building {loaded.name}", flush=True)
-    return read_bundle(build(loaded, load_target("host"), OUTPUT / loaded.name).path)
+    return read_bundle(build(loaded, load_target("host"), output / loaded.name).path)
 
 
 def measured(bundle: Bundle, threads: int, rounds: int, *beside: Bundle) -> dict[str, Any]:

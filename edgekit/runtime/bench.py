@@ -41,6 +41,12 @@ the maximum, as MLPerf's rules for early stopping put them.
 MOST_ROUND_SPREAD = 0.10
 """How far the rounds' speed-ups may lie apart, over their median, in a valid run."""
 
+MOST_DISTURBANCE = 0.10
+"""How much longer than its fastest tenth the plain network may take on average.
+
+It does the same work for every sample, so all of the difference is the machine's.
+"""
+
 LEAST_CPU_SHARE = 0.95
 """The least share of the measured time that one thread must have had a processor."""
 
@@ -321,6 +327,13 @@ def _doubts(measured: dict[str, _Measured], labels: Array | None, cpu_share: flo
     if spread > MOST_ROUND_SPREAD:
         reasons.append(
             f"the rounds' speed-ups lie {spread:.0%} apart, so the machine was not quiet"
+        )
+    plain_ns = measured["plain"].latency_ns
+    disturbance = float(plain_ns.mean() / np.percentile(plain_ns, 10)) - 1
+    if disturbance > MOST_DISTURBANCE:
+        reasons.append(
+            f"the plain network took {disturbance:.0%} longer on average than at its fastest, so "
+            "other work disturbed it"
         )
     if cpu_share < LEAST_CPU_SHARE:
         reasons.append(f"other work took the processor {1 - cpu_share:.0%} of the time")

@@ -64,15 +64,15 @@ class MultiExit(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Exits after about a sixth, two fifths, three quarters and all of the work. Most digits are
+        # Exits after about a fifth, two fifths, three quarters and all of the time. Most digits are
         # settled at the first, so it has to be cheap beside the whole net, but not so cheap that
         # the call around it costs more than what it computes.
         self.stages = nn.ModuleList(
             [
                 nn.Sequential(
-                    ConvBlock(1, 16), ConvBlock(16, 16), ConvBlock(16, 16), Residual(16, 16)
+                    ConvBlock(1, 16), ConvBlock(16, 16), Residual(16, 16), Residual(16, 16)
                 ),
-                nn.Sequential(Residual(16, 16), Residual(16, 32, stride=2), Residual(32, 32)),
+                nn.Sequential(Residual(16, 32, stride=2), Residual(32, 32)),
                 nn.Sequential(Residual(32, 48), Residual(48, 48)),
                 nn.Sequential(Residual(48, 48), Residual(48, 48, stride=2)),
             ]

@@ -1,0 +1,31 @@
+"""The benchmarks run, and the ResNet-18 that they measure is right as well as fast."""
+
+import subprocess
+import sys
+
+import pytest
+
+from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
+from tests.conftest import ROOT
+
+
+def run(*arguments: object) -> str:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+def test_thread_pools_are_compared_in_processes_of_their_own(built_tiny):
+    printed = run("benchmarks/thread_pools.py", built_tiny, "--runs", 3)
+    assert [line.split()[0] for line in printed.splitlines()] == ["quiet", "spin", "stop", "global"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_page_is_written_and_resnet18_is_exact(tmp_path):
+    page, output = tmp_path / "page.md", tmp_path / "built"
+    run("benchmarks/run.py", "--rounds", 1, "--page", page, "--output", output)
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| resnet18")]
+    assert len(rows) == 2
+    evidence = unseal((output / "resnet18" / EVIDENCE_NAME).read_bytes(), EVIDENCE_NAME)
+    for check in evidence["checks"]:
+        assert check["exit_agreement"] == check["top1_agreement"] == 1
+        assert check["max_relative_error"] < 1e-5
