@@ -3,19 +3,16 @@
     make bench
 
 Builds recipes/digits, its static net and benchmarks/resnet18 for `host`, and measures them with
-the library behind `edgekit bench`. Ratios come from one run each; milliseconds are of this machine.
+`edgekit bench`. Ratios come from one run each; milliseconds are of this machine.
 """
 
 import argparse
+import json
+import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-from edgekit.bundle.reader import Bundle, read_bundle
-from edgekit.pipeline import build
-from edgekit.recipe import load_recipe
-from edgekit.runtime.bench import bench, load_test_data
-from edgekit.target import load_target
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,15 +48,15 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
     parser.add_argument("--output", type=Path, default=ROOT / "build/benchmarks")
     options = parser.parse_args()
-    rounds = options.rounds
-    digits = built("recipes/digits/recipe.yaml", options.output)
-    static = built("recipes/digits/static.yaml", options.output)
+    names = ("recipes/digits/recipe.yaml", "recipes/digits/static.yaml")
+    digits, static = (built(name, options.output) for name in names)
     resnet18 = built("benchmarks/resnet18/recipe.yaml", options.output)
+    rounds = ("--rounds", options.rounds)
     reports = [
-        measured(digits, 1, rounds, static),
-        measured(digits, 2, rounds, static),
-        measured(resnet18, 1, rounds),
-        measured(resnet18, 2, rounds),
+        measured(digits, *rounds, "--threads", 1, "--beside", static),
+        measured(digits, *rounds, "--threads", 2, "--beside", static),
+        measured(resnet18, *rounds, "--threads", 1),
+        measured(resnet18, *rounds, "--threads", 2),
     ]
     device = reports[0]["device"]
     date = datetime.now(timezone.utc).date()
@@ -71,19 +68,24 @@ def main() -> None:
     print(text)
 
 
-def built(recipe: str, output: Path) -> Bundle:
+def built(recipe: str, output: Path) -> Path:
     """The bundle of a recipe for `host`, built now."""
-    loaded = load_recipe(str(ROOT / recipe))
-    print(f"building {loaded.name}", flush=True)
-    return read_bundle(build(loaded, load_target("host"), output / loaded.name).path)
+    folder = output / recipe.replace("/", "-").removesuffix(".yaml")
+    edgekit("build", ROOT / recipe, "--output", folder)
+    return folder
 
 
-def measured(bundle: Bundle, threads: int, rounds: int, *beside: Bundle) -> dict[str, Any]:
+def measured(bundle: Path, *options: object) -> dict[str, Any]:
     """The bench report of a bundle on the test split that it carries."""
-    print(f"measuring {bundle.manifest.name}, {threads} threads", flush=True)
-    data = load_test_data(bundle)
-    assert data is not None, "these recipes all have a test split"  # noqa: S101
-    return bench(bundle, *data, threads=threads, rounds=rounds, beside=beside)
+    report: dict[str, Any] = json.loads(edgekit("bench", bundle, *options, "--json", "-"))
+    return report
+
+
+def edgekit(*arguments: object) -> str:
+    """What a command prints. Each runs in a process of its own, without torch, as on a device."""
+    command = [sys.executable, "-m", "edgekit.cli", *map(str, arguments)]
+    print("edgekit", *command[3:], flush=True)
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def row(report: dict[str, Any]) -> str:

@@ -25,7 +25,8 @@ def test_the_benchmark_page_is_written_and_resnet18_is_exact(tmp_path):
     run("benchmarks/run.py", "--rounds", 1, "--page", page, "--output", output)
     rows = [line for line in page.read_text().splitlines() if line.startswith("| resnet18")]
     assert len(rows) == 2
-    evidence = unseal((output / "resnet18" / EVIDENCE_NAME).read_bytes(), EVIDENCE_NAME)
+    path = output / "benchmarks-resnet18-recipe" / EVIDENCE_NAME
+    evidence = unseal(path.read_bytes(), EVIDENCE_NAME)
     for check in evidence["checks"]:
         assert check["exit_agreement"] == check["top1_agreement"] == 1
         assert check["max_relative_error"] < 1e-5
