@@ -178,7 +178,7 @@ class Chain:
         sample = _array(sample)
         with self._lock:
             # Few calls and no layers between them: after a segment has filled the processor's
-            # caches, each Python or numpy call on this path takes a microsecond or more.
+            # caches, every Python or numpy call on this path costs several times what it should.
             clock = time.perf_counter_ns
             times = [clock()] if timings else None
             self._check(sample, sample.shape)

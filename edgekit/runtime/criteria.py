@@ -5,8 +5,9 @@ computed in float64 from `log_softmax(z) = (z - max z) - log sum exp(z - max z)`
 overflows nor takes the logarithm of zero. A NaN confidence is never `>=` anything: such a sample
 goes on.
 
-Every numpy call counts: after a network has filled the processor's caches, each takes one to two
-microseconds, and the first segment of a small network takes a hundred.
+Every numpy call counts: after a network has filled the processor's caches, each costs several times
+what it costs in a loop, and the first segment of a small network may take but a tenth of a
+millisecond.
 """
 
 from collections.abc import Callable
