@@ -54,9 +54,11 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-_HUGE = 1e300
 MANIFEST_NAME = "manifest.json"
 EVIDENCE_NAME = "evidence.json"
+
+_HUGE = 1e300
+"""JSON's integers have no end, and one beyond this may not become a float."""
 
 DTYPES = {
     "float16": 2,
