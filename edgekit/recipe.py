@@ -64,12 +64,39 @@ class Input(Strict):
         return self
 
 
+class Goal(Strict):
+    """What the thresholds are fitted to, on the tuning split."""
+
+    max_accuracy_drop: float = Field(ge=0, le=1)
+    """As a share of the samples; counted from the final exit of the model in PyTorch."""
+
+
 class Policy(Strict):
-    """When a sample may leave."""
+    """When a sample may leave: at thresholds that are given, or that are tuned."""
 
     criterion: Literal["max_prob", "margin", "entropy"] = "max_prob"
-    thresholds: float | dict[str, float] = Field(default_factory=dict)
+    thresholds: float | dict[str, float] | None = None
     """One number for all early exits, or one by each exit's name."""
+    tune: Goal | None = None
+
+    @model_validator(mode="after")
+    def _given_or_tuned(self) -> "Policy":
+        if self.thresholds is not None and self.tune is not None:
+            raise ValueError("has thresholds and tune; thresholds are either given or tuned")
+        return self
+
+
+class Quantize(Strict):
+    """How a target of lower precision is come to."""
+
+    samples: int = Field(default=256, ge=1)
+    """At most so many of the calibration split, evenly spaced."""
+    method: Literal["minmax", "percentile", "entropy"] = "minmax"
+    """How the range of a tensor is read from what the samples put into it."""
+    features: Literal["all", "reached"] = "all"
+    """Calibrate a segment with what every sample puts into it, or only those that reach it."""
+    min_integer_share: float = Field(default=0.9, ge=0, le=1)
+    """Least share of the MACs outside the heads that the engine does in integers."""
 
 
 class Source(Strict):
@@ -100,16 +127,28 @@ class Data(Strict):
     test: Source | None = None
 
 
-class Check(Strict):
+class Tolerance(Strict):
+    """How far a chain may be from the model in PyTorch."""
+
+    max_relative_error: float = Field(gt=0)
+    """Greatest difference of an exit's logits, over the largest magnitude among them."""
+    min_top1_agreement: float = Field(ge=0, le=1)
+    min_exit_agreement: float = Field(ge=0, le=1)
+    """Share of samples that leave at the same exit with the same class."""
+
+
+class Check(Tolerance):
     """What the chain is held to after every stage, against the model in PyTorch."""
 
     samples: int = Field(default=256, ge=1)
     """At most so many of the tuning split after each stage; the whole test split at the end."""
     max_relative_error: float = Field(default=1e-3, gt=0)
-    """Greatest difference of an exit's logits, over the largest magnitude among them."""
     min_top1_agreement: float = Field(default=0.99, ge=0, le=1)
     min_exit_agreement: float = Field(default=0.99, ge=0, le=1)
-    """Share of samples that leave at the same exit with the same class."""
+    quantized: Tolerance = Tolerance(
+        max_relative_error=0.25, min_top1_agreement=0.95, min_exit_agreement=0.9
+    )
+    """From quantize on, where the target's precision is not fp32."""
 
 
 class Recipe(Strict):
@@ -123,6 +162,7 @@ class Recipe(Strict):
     exits: tuple[str, ...] = Field(min_length=1)
     """A name for each of the model's outputs, in order of depth; the last is the final exit."""
     policy: Policy = Policy()
+    quantize: Quantize = Quantize()
     data: Data = Data()
     golden_samples: int = Field(default=8, ge=1, le=256)
     """Samples that travel with the bundle for `edgekit verify`."""
@@ -138,10 +178,12 @@ class Recipe(Strict):
         return self._folder
 
     @property
-    def thresholds(self) -> tuple[float, ...]:
-        """One threshold per early exit, in order."""
+    def thresholds(self) -> tuple[float, ...] | None:
+        """One threshold per early exit, in order; None where they are to be tuned."""
         early, given = self.exits[:-1], self.policy.thresholds
-        return tuple(given[name] if isinstance(given, dict) else given for name in early)
+        if isinstance(given, dict):
+            return tuple(given[name] for name in early)
+        return None if given is None and early else tuple(given or 0.0 for _ in early)
 
     def manifest_input(self, tensor: str) -> manifest.Input:
         """The input as the manifest states it; `tensor` is its name in the graph."""
@@ -168,6 +210,11 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _a_threshold_per_early_exit(self) -> "Recipe":
         early, given = self.exits[:-1], self.policy.thresholds
+        if early and given is None and self.policy.tune is None:
+            raise ValueError(
+                f"policy: no thresholds for {', '.join(early)}; give them as policy.thresholds, or "
+                "have them tuned with policy.tune: {max_accuracy_drop: 0.01}"
+            )
         if not isinstance(given, dict):
             return self
         for name in given:

@@ -14,16 +14,28 @@ __all__ = ["Target", "load_target", "target_names"]
 
 
 class Target(Strict):
-    """What is built for: the engine, its precision, and the limits of its format."""
+    """What is built for: the device, its engine, the precision, and the limits of its format."""
 
     name: str
     description: str = ""
     engine: Literal["onnxruntime"]
-    precision: Literal["fp32"]
+    precision: Literal["fp32", "fp16", "int8", "int8-dynamic"]
+    activations: Literal["int8", "uint8"] = "int8"
+    """For `int8`: symmetric signed activations (S8S8), or unsigned ones with a zero point (U8S8)."""
     threads: int = Field(ge=1, le=1024)
     """Threads that one inference may use; all segments share them in turn."""
     opset: int = Field(ge=18, le=23)
     """The ONNX opset of the segments. PyTorch's exporter writes 18 at least."""
+    machine: str | None = None
+    """As `uname -m` says it, `aarch64` for one. Left out: whatever machine builds."""
+    board: str | None = None
+    """How the device's name in its device tree begins, `Raspberry Pi 4` for one."""
+    memory_bytes: int | None = Field(default=None, ge=2**20)
+    """The memory of the smallest such device; a chain that does not fit is refused."""
+    python: tuple[str, ...] = Field(default=("3.10", "3.11", "3.12", "3.13"), min_length=1)
+    """The versions of Python that the device may have."""
+    platforms: tuple[str, ...] = ()
+    """The platform tags of the wheels that the device takes, best first, as pip reads them."""
 
 
 def target_names() -> list[str]:
