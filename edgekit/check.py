@@ -12,14 +12,22 @@ from torch import fx
 from edgekit.bundle.manifest import Input, Policy
 from edgekit.errors import CheckError, ModelError
 from edgekit.models.exits import eager_logits
-from edgekit.recipe import Check
+from edgekit.recipe import Tolerance
 from edgekit.runtime.chain import Chain, ChainSpec
 from edgekit.runtime.criteria import CRITERIA, decide
 from edgekit.runtime.verify import differences
 from edgekit.stages import Exported, Network, Part, Segments
 from edgekit.target import Target
 
-__all__ = ["Agreement", "Reference", "Runner", "chain_of", "runner_for"]
+__all__ = [
+    "Agreement",
+    "Reference",
+    "Runner",
+    "chain_of",
+    "even_policy",
+    "model_logits",
+    "runner_for",
+]
 
 Array = npt.NDArray[Any]
 
@@ -53,23 +61,97 @@ Runner = Callable[[Array], dict[str, Array]]
 """Samples `[batch, *shape]` to every tensor of a chain, by name."""
 
 
+def model_logits(network: Network, batches: Iterator[Array]) -> list[Array]:
+    """The model's logits `[samples, classes]` per exit, if a chain can be held to its answers.
+
+    Raises ModelError where they are not finite, are others the second time, or depend on the batch
+    that a sample is in.
+    """
+    outputs: list[list[Array]] = [[] for _ in network.exits]
+    for number, batch in enumerate(batches):
+        logits = eager_logits(network.module, batch)
+        for exit, output, one in zip(network.exits, outputs, logits, strict=True):
+            # A masked class is -inf and may stay; NaN and +inf make every class as good.
+            if np.isnan(one).any() or np.isposinf(one).any():
+                raise ModelError(
+                    f"the model itself gives NaN or infinite logits at exit {exit!r}; look at "
+                    "its checkpoint and at the recipe's preprocessing"
+                )
+            output.append(one)
+        if number == 0:
+            _demand_steady(network, batch, logits)
+    return [np.concatenate(output) for output in outputs]
+
+
+def even_policy(criterion: str, logits: Sequence[Array]) -> Policy:
+    """Thresholds under which about as many samples leave at each exit.
+
+    What exit decisions are compared under before the thresholds are known: every exit is put to the
+    test, whatever the recipe's policy. `logits` are the model's, `[samples, classes]` per exit.
+    """
+    remaining = np.arange(len(logits[-1]))
+    thresholds = []
+    for depth, one in enumerate(logits[:-1]):
+        confidences = CRITERIA[criterion](one[remaining])
+        threshold = _widest_gap(confidences, len(remaining) / (len(logits) - depth))
+        thresholds.append(threshold)
+        remaining = remaining[confidences < threshold]
+    return Policy(criterion, tuple(thresholds))
+
+
+def _widest_gap(confidences: Array, leaving: float) -> float:
+    """The middle of the widest gap that lets about `leaving` samples leave, half as many or more.
+
+    The widest, because engines round differently and no decision should hang on that.
+    """
+    values, counts = np.unique(confidences, return_counts=True)
+    if len(values) < 2:
+        return float(values.max(initial=0.0)) + 1.0
+    above = counts[::-1].cumsum()[::-1][1:]  # Samples over each gap.
+    near = np.flatnonzero((above >= leaving / 2) & (above <= leaving * 3 / 2))
+    if not len(near):
+        near = np.array([np.abs(above - leaving).argmin()])
+    gap = near[np.diff(values)[near].argmax()]
+    return float((values[gap] + values[gap + 1]) / 2)
+
+
+def _demand_steady(network: Network, batch: Array, logits: list[Array]) -> None:
+    again = eager_logits(network.module, batch)
+    rows = [eager_logits(network.module, sample[None]) for sample in batch[:_ALONE]]
+    alone = [np.concatenate(one) for one in zip(*rows, strict=True)]
+    together = [one[:_ALONE] for one in logits]
+    for what, ours, theirs in (
+        ("gives another answer the second time; is something random in eval()?", again, logits),
+        (
+            "answers otherwise when a sample comes alone than in a batch; a device runs one "
+            "sample at a time",
+            alone,
+            together,
+        ),
+    ):
+        error = max(differences(*pair)[1] for pair in zip(ours, theirs, strict=True))
+        if not error <= _STEADY:
+            raise ModelError(f"the model {what} (logits differ by {error:.1e})")
+
+
 class Reference:
-    """The model in PyTorch on fixed samples, and what a chain is held to."""
+    """The model's answers on fixed samples, and what a chain is held to."""
 
     def __init__(
         self,
-        network: Network,
-        policy: Policy,
+        exits: tuple[str, ...],
+        logits: list[Array],
         batches: Callable[[], Iterator[Array]],
-        limits: Check,
+        policy: Policy,
+        limits: Tolerance,
     ) -> None:
-        """`batches` gives the samples anew on every call, a batch of tensors at a time."""
-        self.network = network
-        self.policy = policy
+        """`logits` are the model's, per exit; `batches` gives their samples anew on every call."""
+        self.exits = exits
+        self.logits = logits
         self.batches = batches
+        self.policy = policy
         self.limits = limits
-        self.logits = self._model_logits()
-        self.decisions = decide(self.logits, CRITERIA[policy.criterion], policy.thresholds)
+        self.decisions = decide(logits, CRITERIA[policy.criterion], policy.thresholds)
 
     def compare(self, stage: str, logits: list[Array]) -> Agreement:
         """A chain's logits, one array `[samples, classes]` per exit, against the model's."""
@@ -87,48 +169,9 @@ class Reference:
             exit_agreement=float(np.mean(alike)),
         )
 
-    def _model_logits(self) -> list[Array]:
-        """The model's logits per exit, if its answers are ones that a chain can be held to.
-
-        Raises ModelError where they are not finite, are others the second time, or depend on the
-        batch that a sample is in.
-        """
-        outputs: list[list[Array]] = [[] for _ in self.network.exits]
-        for number, batch in enumerate(self.batches()):
-            logits = eager_logits(self.network.module, batch)
-            for exit, output, one in zip(self.network.exits, outputs, logits, strict=True):
-                # A masked class is -inf and may stay; NaN and +inf make every class as good.
-                if np.isnan(one).any() or np.isposinf(one).any():
-                    raise ModelError(
-                        f"the model itself gives NaN or infinite logits at exit {exit!r}; look at "
-                        "its checkpoint and at the recipe's preprocessing"
-                    )
-                output.append(one)
-            if number == 0:
-                self._demand_steady(batch, logits)
-        return [np.concatenate(output) for output in outputs]
-
-    def _demand_steady(self, batch: Array, logits: list[Array]) -> None:
-        again = eager_logits(self.network.module, batch)
-        rows = [eager_logits(self.network.module, sample[None]) for sample in batch[:_ALONE]]
-        alone = [np.concatenate(one) for one in zip(*rows, strict=True)]
-        together = [one[:_ALONE] for one in logits]
-        for what, ours, theirs in (
-            ("gives another answer the second time; is something random in eval()?", again, logits),
-            (
-                "answers otherwise when a sample comes alone than in a batch; a device runs one "
-                "sample at a time",
-                alone,
-                together,
-            ),
-        ):
-            error = max(differences(*pair)[1] for pair in zip(ours, theirs, strict=True))
-            if not error <= _STEADY:
-                raise ModelError(f"the model {what} (logits differ by {error:.1e})")
-
     def accept(self, stage: str, chain: Chain) -> Agreement:
         """As `check`, of a loaded chain, whose own decisions are held against the model's."""
-        logits: list[list[Array]] = [[] for _ in self.network.exits]
+        logits: list[list[Array]] = [[] for _ in self.exits]
         taken = []
         for batch in self.batches():
             for output, one in zip(logits, chain.logits(batch).values(), strict=True):
@@ -147,7 +190,7 @@ class Reference:
         found = self.compare(stage, [np.concatenate(output) for output in logits])
         exits, classes, _ = self.decisions
         alike = [
-            (self.network.exits[exit], index) == (one.exit, one.class_index)
+            (self.exits[exit], index) == (one.exit, one.class_index)
             for exit, index, one in zip(exits, classes, taken, strict=True)
         ]
         found = replace(found, exit_agreement=float(np.mean(alike)))
@@ -163,17 +206,21 @@ class Reference:
         """The model's accuracy in PyTorch, per exit, and of the policy's decisions (`policy`)."""
         shares = {
             exit: float(np.mean(logits.argmax(axis=1) == labels))
-            for exit, logits in zip(self.network.exits, self.logits, strict=True)
+            for exit, logits in zip(self.exits, self.logits, strict=True)
         }
         return {**shares, "policy": float(np.mean(self.decisions[1] == labels))}
 
     def exit_rates(self) -> dict[str, float]:
         """The share of samples that the policy lets leave at each exit, in PyTorch."""
         taken = self.decisions[0]
-        return {exit: float(np.mean(taken == k)) for k, exit in enumerate(self.network.exits)}
+        return {exit: float(np.mean(taken == k)) for k, exit in enumerate(self.exits)}
 
     def check(
-        self, stage: str, segments: Segments[Any], exported: Exported, make: "RunnerMaker"
+        self,
+        stage: str,
+        segments: Segments[Any],
+        exported: Exported | None,
+        make: "RunnerMaker",
     ) -> Agreement:
         """Hold all of a stage's chains against the model.
 
@@ -191,7 +238,7 @@ class Reference:
                     output.append(values[tensor])
             logits = [np.concatenate(output) for output in outputs]
             for exit, ours in zip(exits, logits, strict=True):
-                _, relative = differences(ours, self.logits[self.network.exits.index(exit)])
+                _, relative = differences(ours, self.logits[self.exits.index(exit)])
                 if not relative <= self.limits.max_relative_error:
                     culprit = self._culprit(parts, run, exported)
                     raise CheckError(
@@ -218,8 +265,10 @@ class Reference:
                     "confidence: move them, or lower check.min_exit_agreement"
                 )
 
-    def _culprit(self, parts: Sequence[Part[Any]], run: Runner, exported: Exported) -> str:
+    def _culprit(self, parts: Sequence[Part[Any]], run: Runner, exported: Exported | None) -> str:
         """Words for the first tensor that differs from the same tensor of the exported graph."""
+        if exported is None:
+            return "build with --no-cache to learn which tensor is the first that differs"
         for batch in self.batches():
             ours, theirs = run(batch), _every_tensor(exported, batch)
             for part in parts:

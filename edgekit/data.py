@@ -80,7 +80,7 @@ class Split:
 def load_splits(recipe: Recipe) -> dict[str, Split]:
     """The recipe's splits by name. To be called inside `user_code`.
 
-    Raises RecipeError for data that is missing or does not fit, or splits that overlap.
+    Raises RecipeError for data that is missing or does not fit.
     """
     sources = {name: getattr(recipe.data, name) for name in ("calibration", "tuning", "test")}
     splits = {
@@ -90,7 +90,6 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
         raise RecipeError(
             "data: no split is named; at least one of tuning and test is needed to check the chain"
         )
-    check_disjoint(splits, recipe.manifest_input(""))
     return splits
 
 
@@ -99,22 +98,27 @@ def first_of(splits: dict[str, Split], *names: str) -> Split:
     return next(splits[name] for name in names if name in splits)
 
 
-def check_disjoint(splits: dict[str, Split], network_input: Input) -> None:
+def check_disjoint(splits: dict[str, Split], network_input: Input) -> str:
     """Raises RecipeError where a sample stands in two splits, by the hash of its tensor.
 
     What the network sees is compared, so that a picture and its copy in another format are one.
+    Returns a hash over all splits and their labels.
     """
+    whole = hashlib.sha256()
     owner: dict[bytes, tuple[str, int]] = {}
     for name, split in splits.items():
         for index in range(len(split)):
             tensor = np.ascontiguousarray(split.tensor(index, network_input))
             key = hashlib.sha256(tensor.tobytes()).digest()
+            whole.update(key)
             first = owner.setdefault(key, (name, index))
             if first[0] != name:
                 raise RecipeError(
                     f"data: sample {index} of {name} is also sample {first[1]} of {first[0]}; "
                     "the splits must have no sample in common"
                 )
+        whole.update(name.encode() if split.labels is None else split.labels.tobytes())
+    return whole.hexdigest()
 
 
 def _load(name: str, source: Source, recipe: Recipe) -> Split:

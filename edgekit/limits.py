@@ -7,7 +7,7 @@ __all__ = ["LIMITS", "Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds; whatever is larger is refused before it is read."""
+    """Upper bounds; what is read and larger is refused before it is read."""
 
     manifest_bytes: int = 16 * 2**20
     """A manifest of a few hundred segments stays under 1 MiB; more is an attack on memory."""
@@ -20,6 +20,9 @@ class Limits:
 
     bundle_files: int = 10_000
     """Segments, golden samples and their expected outputs are a few dozen files."""
+
+    cache_bytes: int = 10 * 2**30
+    """What earlier builds' results may take on the disk before the oldest go."""
 
     path_chars: int = 200
     """Leaves room for the user's own prefix under the 255 of most file systems."""

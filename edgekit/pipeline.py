@@ -1,10 +1,10 @@
 """The whole way of the data: a recipe and a target in, a bundle out."""
 
 import dataclasses
+import io
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,19 +14,22 @@ import numpy.typing as npt
 import torch
 
 from edgekit.backends import backend_for
-from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, Manifest, Policy, seal
+from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, Policy, seal
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
-from edgekit.check import Agreement, Reference, runner_for
-from edgekit.data import Split, first_of, load_splits
+from edgekit.cache import Cache, Entry
+from edgekit.check import Agreement, Reference, even_policy, model_logits, runner_for
+from edgekit.data import Split, check_disjoint, first_of, load_splits
 from edgekit.errors import EdgekitError
 from edgekit.models.exits import Exits
 from edgekit.models.load import load_model, user_code
-from edgekit.recipe import Recipe
+from edgekit.models.reads import recorded
+from edgekit.plan import KEPT, STAGES, Built, Plan, restore
+from edgekit.recipe import Recipe, Tolerance
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.device import describe
 from edgekit.runtime.verify import verify_golden
-from edgekit.stages import Artifact, Exported, Network, Segments, Stage, Step
+from edgekit.stages import Artifact, Exported, Network, Segments, Stage, Step, Tuned
 from edgekit.stages.build import Build
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
@@ -34,28 +37,49 @@ from edgekit.stages.optimize import Optimize
 from edgekit.stages.split import Split as SplitStage
 from edgekit.target import Target
 
-__all__ = ["Built", "Progress", "build", "inspect"]
+__all__ = ["Progress", "build", "carry_out", "inspect"]
+
+Array = npt.NDArray[Any]
 
 
 def build(
-    recipe: Recipe, target: Target, output: Path, progress: "Progress | None" = None
-) -> "Built":
+    recipe: Recipe,
+    target: Target,
+    output: Path,
+    progress: "Progress | None" = None,
+    *,
+    cache: Cache | None = None,
+) -> Built:
     """Build the recipe for the target into the folder `output`.
 
-    The bundle takes its place only after it was read back and agreed with PyTorch; until then, and
-    whatever happens, `output` is as it was. Raises an EdgekitError that names the stage.
+    What an earlier build left in `cache` is not worked out again. The bundle takes its place only
+    after it was read back and agreed with PyTorch; until then, and whatever happens, `output` is as
+    it was. Raises an EdgekitError that names the stage.
     """
-    run = _Run(recipe, target, progress or Silent())
+    return carry_out(Plan(recipe, target, cache), output, progress)
+
+
+def carry_out(plan: Plan, output: Path, progress: "Progress | None" = None) -> Built:
+    """Build what a plan says; see `build`."""
+    if plan.finished:
+        return restore(plan, output)
+    recipe, target = plan.recipe, plan.target
     with user_code(recipe.folder), new_bundle(output) as folder:
-        network = run.load()
-        exported = run(Export(), network)
+        # A stage whose result is at hand gives it, and those before it give nothing.
+        run = _Run(plan, progress or Silent())
+        exported = run(Export(), run.load())
         split = run(SplitStage(), exported)
-        lowered = run(Lower(run.backend, target, network.sample), split)
+        lowered = run(Lower(run.backend, target, run.sample), split)
         optimized = run(Optimize(run.backend), lowered)
-        contents = run(Build(recipe, target, run.backend, run.splits), optimized)
-        write_files(folder, {**contents.files, MANIFEST_NAME: seal(contents.document)})
+        tuned = optimized and Tuned(optimized, Policy(recipe.policy.criterion, recipe.thresholds))
+        contents = run(Build(recipe, target, run.backend, run.splits), tuned)
+        assert contents is not None  # noqa: S101  (what is built is never kept without its proof)
+        files = {**contents.files, MANIFEST_NAME: seal(contents.document)}
+        write_files(folder, files)
         evidence = run.accept(folder)
-        write_files(folder, {EVIDENCE_NAME: seal(evidence)})
+        files[EVIDENCE_NAME] = seal(evidence)
+        write_files(folder, {EVIDENCE_NAME: files[EVIDENCE_NAME]})
+    plan.keep("verify", Entry({}, files))
     return Built(output, contents.manifest(), evidence)
 
 
@@ -63,9 +87,10 @@ def inspect(
     recipe: Recipe, target: Target, progress: "Progress | None" = None
 ) -> tuple[Segments[Any], str | None]:
     """The recipe's network cut into segments, with nothing lowered or written; and a warning."""
-    run = _Run(recipe, target, progress or Silent())
     with user_code(recipe.folder):
+        run = _Run(Plan(recipe, target), progress or Silent())
         segments = run(SplitStage(), run(Export(), run.load()))
+    assert segments is not None  # noqa: S101  (nothing is kept without a cache)
     return segments, run.stages[-1]["notes"].get("warning")
 
 
@@ -84,53 +109,75 @@ class Silent:
         return nullcontext(lambda text: None)
 
 
-@dataclass(frozen=True)
-class Built:
-    """A bundle that lies in `path`, with its evidence as plain data."""
-
-    path: Path
-    manifest: Manifest
-    evidence: dict[str, Any]
-
-
 Taken = TypeVar("Taken", bound=Artifact)
 Given = TypeVar("Given", bound=Artifact)
 
 
-@dataclass
 class _Run:
-    """One build under way: runs stages, holds each result against the model, keeps the record."""
+    """One build under way: runs stages, holds each result against the model, keeps the record.
 
-    recipe: Recipe
-    target: Target
-    progress: Progress
-    splits: dict[str, Split] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    checks: list[Agreement] = field(default_factory=list)
+    `answers` are the model's logits per exit, by split: of the samples of the tuning split that the
+    stages are checked on, and of the whole test split.
+    """
 
-    def __post_init__(self) -> None:
-        self.backend = backend_for(self.target.engine)
-        self.policy = Policy(self.recipe.policy.criterion, self.recipe.thresholds)
-        self.source = self.recipe.manifest_input("")
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.plan = plan
+        self.recipe = plan.recipe
+        self.target = plan.target
+        self.progress = progress
+        self.backend = backend_for(plan.target.engine)
+        self.source = plan.recipe.manifest_input("")
+        self.splits: dict[str, Split] = {}
+        self.answers: dict[str, list[Array]] = {}
+        self.policy: Policy | None = None
+        self.exported: Exported | None = None
+        self.sample = torch.empty(0)
+        self.stages: list[dict[str, Any]] = []
+        self.checks: list[Agreement] = []
+        self._data = ""
+        self._fickle = False
+        if plan.entry is not None:
+            self._go_on(plan.entry)
 
-    def load(self) -> Network:
+    def load(self) -> Network | None:
         """The user's data and model, and what the model says of the samples to check with."""
-        with self._recorded("load") as (step, notes):
+        if not self.plan.runs("load"):
+            return None
+        with self._recorded("load") as (step, notes), recorded() as reads:
             step("data")
-            self.splits = load_splits(self.recipe)
+            self._load_data()
             notes["samples"] = {name: len(split) for name, split in self.splits.items()}
+            if self._fickle:
+                notes["warning"] = (
+                    "the data's factory gave other samples than in the last build, so nothing of "
+                    "that was used; seed it"
+                )
             step("model")
             module = Exits(load_model(self.recipe), self.recipe.exits).eval()
-            split = first_of(self.splits, "tuning", "calibration", "test")
+            checked, accepted = self._checked(), self._accepted()
             # torch.export fixes a batch of one, so a single sample stands twice.
-            pair = np.stack([split.tensor(row % len(split), self.source) for row in range(2)])
-            network = Network(module, self.recipe.exits, torch.from_numpy(pair))
+            pair = np.stack([checked.tensor(row % len(checked), self.source) for row in range(2)])
+            self.sample = torch.from_numpy(pair)
+            network = Network(module, self.recipe.exits, self.sample)
             step("reference")
-            self.reference = self._reference(network, split, self.recipe.check.samples)
-            return network
+            tuned = self.recipe.policy.tune is not None
+            rows = {
+                checked.name: None if tuned else self.recipe.check.samples,
+                accepted.name: None,
+            }
+            for name, most in rows.items():
+                batches = self.splits[name].batches(self.source, most=most)
+                self.answers[name] = model_logits(network, batches)
+        if self.recipe.model.checkpoint is not None:
+            reads.files.add(str((self.recipe.folder / self.recipe.model.checkpoint).resolve()))
+        self.plan.learn(reads)
+        return network
 
-    def __call__(self, stage: Stage[Taken, Given], artifact: Taken) -> Given:
-        """Run one stage, and check what it gives."""
+    def __call__(self, stage: Stage[Taken, Given], artifact: Taken | None) -> Given | None:
+        """Run one stage, and check what it gives; or give what was kept of it."""
+        if not self.plan.runs(stage.name):
+            return self._kept if stage.name == self.plan.resume else None  # type: ignore[return-value]
+        assert artifact is not None  # noqa: S101  (the stage before has run, or was kept)
         with self._recorded(stage.name) as (step, notes):
             _demand(stage.name, "takes", stage.requires, artifact)
             try:
@@ -142,12 +189,17 @@ class _Run:
             notes.update(result.notes)
             if isinstance(given, Exported):
                 self.exported = given
-            if isinstance(given, Segments):
+            if isinstance(given, Tuned):
+                self.policy = given.policy
+            if isinstance(given, Segments | Tuned):
                 step("check against PyTorch")
-                source = self.recipe.manifest_input(given.input)
-                make = runner_for(given, source, self.target)
-                self.checks.append(self.reference.check(stage.name, given, self.exported, make))
-            return given
+                segments = given.segments if isinstance(given, Tuned) else given
+                make = runner_for(segments, self.recipe.manifest_input(segments.input), self.target)
+                reference = self._reference(stage.name, self._checked(), self.recipe.check.samples)
+                self.checks.append(reference.check(stage.name, segments, self.exported, make))
+        if stage.name in KEPT:
+            self.plan.keep(stage.name, self._entry(given))
+        return given
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.
@@ -160,8 +212,8 @@ class _Run:
             chain = Chain.from_bundle(bundle)
             golden = verify_golden(bundle, chain)
             step("test split")
-            split = first_of(self.splits, "test", "tuning", "calibration")
-            reference = self._reference(self.reference.network, split, None)
+            split = self._accepted()
+            reference = self._reference("verify", split, None)
             self.checks.append(reference.accept("verify", chain))
             if split.labels is not None:
                 notes["pytorch_accuracy"] = reference.accuracies(split.labels)
@@ -179,11 +231,82 @@ class _Run:
             "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
-    def _reference(self, network: Network, split: Split, most: int | None) -> Reference:
-        def batches() -> Iterator[npt.NDArray[Any]]:
-            return split.batches(self.source, most=most)
+    def _load_data(self) -> None:
+        self.splits = load_splits(self.recipe)
+        self._data = check_disjoint(self.splits, self.source)
 
-        return Reference(network, self.policy, batches, self.recipe.check)
+    def _checked(self) -> Split:
+        """The split that stages are checked on."""
+        return first_of(self.splits, "tuning", "calibration", "test")
+
+    def _accepted(self) -> Split:
+        """The split that the finished bundle is checked on."""
+        return first_of(self.splits, "test", "tuning", "calibration")
+
+    def _reference(self, stage: str, split: Split, most: int | None) -> Reference:
+        """The model's answers on a split, or the first of its samples."""
+        logits = [one[:most] for one in self.answers[split.name]]
+        policy = self.policy or even_policy(self.recipe.policy.criterion, logits)
+
+        def batches() -> Iterator[Array]:
+            return split.batches(self.source, most=len(logits[-1]))
+
+        return Reference(self.recipe.exits, logits, batches, policy, self._limits(stage))
+
+    def _limits(self, stage: str) -> Tolerance:
+        """What a stage's result is held to: INT8 and FP16 are other numbers than the model's."""
+        check = self.recipe.check
+        if self.target.precision == "fp32" or STAGES.index(stage) < STAGES.index("quantize"):
+            return check
+        # Which of them leave is decided by thresholds that tune has yet to fit to these numbers.
+        least = 0.0 if stage == "quantize" else check.quantized.min_exit_agreement
+        return check.quantized.model_copy(update={"min_exit_agreement": least})
+
+    def _entry(self, given: Artifact) -> Entry:
+        """Everything that a build needs to go on from here."""
+        assert isinstance(given, Segments | Tuned)  # noqa: S101  (what KEPT names gives these)
+        segments = given.segments if isinstance(given, Tuned) else given
+        described, programs = segments.kept()
+        blobs = {f"program/{name}": program for name, program in programs.items()}
+        for split, logits in self.answers.items():
+            blobs |= {f"answers/{split}/{depth}": _npy(one) for depth, one in enumerate(logits)}
+        document = {
+            "data": self._data,
+            "stages": self.stages,
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "segments": described,
+            "policy": dataclasses.asdict(self.policy) if self.policy else None,
+        }
+        return Entry(document, blobs)
+
+    def _go_on(self, entry: Entry) -> None:
+        """Take up a build where an earlier one left this entry."""
+        document, blobs = entry.document, entry.blobs
+        with self.progress.stage("data"):
+            self._load_data()
+        if document["data"] != self._data:
+            # A factory that draws its samples anew: what the old ones showed holds no more.
+            self._fickle = True
+            self.plan.start_over()
+            return
+        self.stages = [{**stage, "cached": True} for stage in document["stages"]]
+        self.checks = [Agreement(**check) for check in document["checks"]]
+        for split in {name.split("/")[1] for name in blobs if name.startswith("answers/")}:
+            self.answers[split] = [
+                np.load(io.BytesIO(blobs[f"answers/{split}/{depth}"]), allow_pickle=False)
+                for depth in range(len(self.recipe.exits))
+            ]
+        programs = {
+            name.removeprefix("program/"): content
+            for name, content in blobs.items()
+            if name.startswith("program/")
+        }
+        segments = Segments.from_kept(document["segments"], programs)
+        self._kept: Segments[bytes] | Tuned = segments
+        if document["policy"] is not None:
+            policy = document["policy"]
+            self.policy = Policy(policy["criterion"], tuple(policy["thresholds"]))
+            self._kept = Tuned(segments, self.policy)
 
     @contextmanager
     def _recorded(self, name: str) -> Iterator[tuple[Step, dict[str, Any]]]:
@@ -201,3 +324,9 @@ def _demand(stage: str, verb: str, kind: type, artifact: Artifact) -> None:
         raise TypeError(f"{stage} {verb} {kind.__name__}, found {type(artifact).__name__}")
     if problems := artifact.problems():
         raise AssertionError(f"{stage} {verb} what does not hold: {'; '.join(problems)}")
+
+
+def _npy(array: Array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()

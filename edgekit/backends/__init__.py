@@ -1,15 +1,32 @@
 """What the stages do differently for each engine family, on the host side."""
 
+from __future__ import annotations
+
 import importlib
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import fx
+if TYPE_CHECKING:
+    import torch
+    from torch import fx
 
-from edgekit.stages import Part
-from edgekit.target import Target
+    from edgekit.stages import Part
+    from edgekit.target import Target
 
-__all__ = ["Backend", "backend_for"]
+__all__ = ["TOOLS", "Backend", "backend_for"]
+
+TOOLS = {
+    "onnxruntime": (
+        "torch",
+        "onnx",
+        "onnx-ir",
+        "onnxoptimizer",
+        "onnxruntime",
+        "onnxscript",
+        "onnxslim",
+        "numpy",
+    )
+}
+"""The packages whose versions decide what comes out, per engine; named without importing them."""
 
 
 class Backend(Protocol):
@@ -20,9 +37,6 @@ class Backend(Protocol):
 
     packages: tuple[str, ...]
     """What the device must install, as pip reads it."""
-
-    tools: tuple[str, ...]
-    """The packages whose versions decide what comes out, for the manifest."""
 
     def lower(
         self, part: Part[fx.GraphModule], examples: tuple[torch.Tensor, ...], target: Target

@@ -20,7 +20,6 @@ class OnnxRuntimeBackend:
 
     suffix = ".onnx"
     packages = ("onnxruntime>=1.20",)
-    tools = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
     def lower(
         self, part: Part[fx.GraphModule], examples: tuple[torch.Tensor, ...], target: Target

@@ -21,8 +21,6 @@ SetOption = Annotated[
     ),
 ]
 
-STAGES = "load, export, split, lower, optimize, build, verify"
-
 
 def build(
     recipe: Annotated[str, typer.Argument(help="The recipe's YAML file, or a shipped one's name.")],
@@ -34,6 +32,12 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve everything, show it, and stop.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of every stage why it runs, or that it need not.")
+    ] = False,
+    use_cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Use what earlier builds worked out.")
+    ] = True,
     json_to: JsonOption = None,
 ) -> None:
     """Build a recipe for a target: export, split, lower, optimize, check, write the bundle."""
@@ -45,18 +49,38 @@ def build(
         "target": the_target.model_dump(mode="json"),
         "output": str(folder),
     }
+    from edgekit.cache import Cache, default_folder
+    from edgekit.plan import STAGES, Plan, restore
+
+    cache = Cache(default_folder()) if use_cache else None
+    plan = Plan(the_recipe, the_target, cache)
+    reasons = plan.reasons()
+    stages = {name: reasons.get(name, "cached") for name in STAGES}
     if dry_run:
         import yaml
 
         terminal.line(yaml.safe_dump(resolved, sort_keys=False).rstrip())
-        terminal.line(f"# Nothing was built. It would run {STAGES}.")
-        terminal.json(resolved)
+        terminal.line("# Nothing was built. The stages:")
+    if dry_run or explain:
+        for name, reason in stages.items():
+            terminal.line(f"# {name:<10}{reason}" if dry_run else f"  {name:<10}{reason}")
+    if dry_run:
+        terminal.json({**resolved, "stages": stages})
         return
-    terminal.line(f"Building {the_recipe.name} for {the_target.name}")
-    with StageProgress(terminal).live("importing torch"):
-        from edgekit import pipeline
-    built = pipeline.build(the_recipe, the_target, folder, StageProgress(terminal))
+    if plan.finished:
+        built = restore(plan, folder)
+        terminal.line(f"{the_recipe.name} for {the_target.name}: nothing has changed")
+    else:
+        terminal.line(f"Building {the_recipe.name} for {the_target.name}")
+        cached = [name for name in STAGES if name not in reasons]
+        if cached:
+            terminal.line(f"  cached: {', '.join(cached)}")
+        with StageProgress(terminal).live("importing torch"):
+            from edgekit import pipeline
+        built = pipeline.carry_out(plan, folder, StageProgress(terminal))
     _print(terminal, built.manifest, built.evidence, folder)
+    if cache is not None and cache.problem:
+        terminal.line(f"Note: the cache could not be written: {cache.problem}")
     terminal.json({"path": str(folder), **built.evidence})
 
 

@@ -5,6 +5,7 @@ touches no disk and draws nothing; the pipeline does that. `requires` and `ensur
 of what it takes and gives; the pipeline checks both, and each artifact's own `problems()`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import fx, nn
 
-from edgekit.bundle.manifest import Exit, File, Segment, TensorSpec
+from edgekit.bundle.manifest import Exit, File, Policy, Segment, TensorSpec
 
 __all__ = [
     "Artifact",
@@ -24,6 +25,7 @@ __all__ = [
     "Stage",
     "StageResult",
     "Step",
+    "Tuned",
 ]
 
 Program = TypeVar("Program", fx.GraphModule, bytes)
@@ -125,6 +127,49 @@ class Segments(Generic[Program]):
         chain = tuple(new[part.name] for part in self.chain)
         return Segments(self.exits, self.input, self.tensors, chain, new["plain"], new["whole"])
 
+    def kept(self: "Segments[bytes]") -> tuple[dict[str, Any], dict[str, bytes]]:
+        """These segments as plain data, and their programs by part name: what a cache takes."""
+        document = {
+            "exits": self.exits,
+            "input": self.input,
+            "tensors": {name: [spec.dtype, spec.shape] for name, spec in self.tensors.items()},
+            "parts": [
+                {
+                    "name": part.name,
+                    "inputs": part.inputs,
+                    "outputs": part.outputs,
+                    "logits": list(part.logits.items()),  # Objects lose their order in a file.
+                    "parameters": part.parameters,
+                    "macs": part.macs,
+                }
+                for part in self.parts()
+            ],
+        }
+        return document, {part.name: part.program for part in self.parts()}
+
+    @staticmethod
+    def from_kept(document: dict[str, Any], programs: Mapping[str, bytes]) -> "Segments[bytes]":
+        """What `kept` made data of."""
+        parts = [
+            Part(
+                one["name"],
+                programs[one["name"]],
+                tuple(one["inputs"]),
+                tuple(one["outputs"]),
+                dict(one["logits"]),
+                one["parameters"],
+                one["macs"],
+            )
+            for one in document["parts"]
+        ]
+        *chain, plain, whole = parts
+        tensors = {
+            name: TensorSpec(dtype, tuple(shape))
+            for name, (dtype, shape) in document["tensors"].items()
+        }
+        exits = tuple(document["exits"])
+        return Segments(exits, document["input"], tensors, tuple(chain), plain, whole)
+
     def problems(self) -> list[str]:
         """What is not as it must be: every tensor is made before it is read, every exit once."""
         found = []
@@ -136,6 +181,23 @@ class Segments(Generic[Program]):
                 known |= set(part.outputs)
         if tuple(exit for part in self.chain for exit in part.logits) != self.exits:
             found.append("the chain's exits are not the network's")
+        return found
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Lowered segments, and the policy under which their chain is deployed."""
+
+    segments: Segments[bytes]
+    policy: Policy
+
+    def problems(self) -> list[str]:
+        """What is not as it must be: a finite threshold for every early exit."""
+        found = self.segments.problems()
+        if len(self.policy.thresholds) != len(self.segments.exits) - 1:
+            found.append(f"{len(self.policy.thresholds)} thresholds for {self.segments.exits}")
+        if not all(map(math.isfinite, self.policy.thresholds)):
+            found.append(f"a threshold is not finite: {self.policy.thresholds}")
         return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import edgekit
-from edgekit.backends import Backend
+from edgekit.backends import TOOLS, Backend
 from edgekit.bundle import manifest as m
 from edgekit.check import chain_of
 from edgekit.data import Split, first_of
@@ -20,7 +20,7 @@ from edgekit.errors import RecipeError
 from edgekit.recipe import Recipe
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain
-from edgekit.stages import Part, Segments, Stage, StageResult, Step
+from edgekit.stages import Part, Segments, Stage, StageResult, Step, Tuned
 from edgekit.target import Target
 
 __all__ = ["Build", "Contents"]
@@ -48,11 +48,11 @@ class Contents:
         return []
 
 
-class Build(Stage[Segments[bytes], Contents]):
+class Build(Stage[Tuned, Contents]):
     """Collects the bundle: segments, baselines, golden samples, the test split, the manifest."""
 
     name = "build"
-    requires = Segments
+    requires = Tuned
     ensures = Contents
 
     def __init__(
@@ -63,22 +63,22 @@ class Build(Stage[Segments[bytes], Contents]):
         self.backend = backend
         self.splits = splits
 
-    def __call__(self, artifact: Segments[bytes], step: Step) -> StageResult[Contents]:
+    def __call__(self, artifact: Tuned, step: Step) -> StageResult[Contents]:
         """Raises RecipeError where the labels do not fit the classes the network has."""
         recipe, target = self.recipe, self.target
-        source = recipe.manifest_input(artifact.input)
-        policy = m.Policy(recipe.policy.criterion, recipe.thresholds)
-        labels = self._labels(artifact)
+        parts, policy = artifact.segments, artifact.policy
+        source = recipe.manifest_input(parts.input)
+        labels = self._labels(parts)
         files: dict[str, bytes] = {}
         step("golden samples")
-        chain = chain_of(artifact, artifact.chain, source, labels, policy, target)
+        chain = chain_of(parts, parts.chain, source, labels, policy, target)
         golden = self._golden(chain, files)
         test_data = self._test_data(source, files)
         variant = "default"
         listed = tuple(_file(path, content) for path, content in files.items())
-        segments = tuple(self._segment(part, "segments", files) for part in artifact.chain)
+        segments = tuple(self._segment(part, "segments", files) for part in parts.chain)
         plain, whole = (
-            self._segment(part, "baselines", files) for part in (artifact.plain, artifact.whole)
+            self._segment(part, "baselines", files) for part in (parts.plain, parts.whole)
         )
         packages = ["numpy>=1.26", *self.backend.packages]
         if source.image:
@@ -92,13 +92,13 @@ class Build(Stage[Segments[bytes], Contents]):
                 input=source,
                 labels=labels,
                 policy=policy,
-                variants=(m.Variant(variant, artifact.exits, artifact.tensors, segments),),
+                variants=(m.Variant(variant, parts.exits, parts.tensors, segments),),
                 baselines=(m.Baselines(variant, plain, whole),),
                 requirements=m.Requirements(">=3.10", tuple(packages)),
                 golden=golden,
                 test_data=test_data,
                 files=listed,
-                tools=_versions(self.backend.tools),
+                tools=_versions(TOOLS[target.engine]),
                 recipe=recipe.model_dump(mode="json"),
             )
         )
@@ -191,5 +191,5 @@ def _npy(array: Array) -> bytes:
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in (*packages, "numpy")}
+    versions = {name: importlib.metadata.version(name) for name in packages}
     return {"edgekit": edgekit.__version__, **versions}
