@@ -1,0 +1,266 @@
+"""What a build need not do again, and what it must."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit import plan as module
+from edgekit.cache import Cache
+from edgekit.pipeline import build, carry_out
+from edgekit.plan import STAGES, Plan
+from edgekit.recipe import load_recipe
+from edgekit.target import load_target
+from tests.conftest import write_tiny_recipe
+from tests.test_pipeline import contents
+
+DATA = """
+import pathlib
+import numpy as np
+from tiny import samples as draw
+
+
+def samples(seed):
+    here = pathlib.Path(__file__).parent
+    pixels, labels = draw(seed)
+    for path in sorted((here / "more").iterdir()):
+        pixels[0] = np.load(path)
+    return pixels, labels
+"""
+
+TUNED = {"policy": {"tune": {"max_accuracy_drop": 0.3}}}
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def make(recipe: Path, cache: Cache | None, target: str = "host", **overrides: object):
+    """What was built, and the names of the stages that ran."""
+    of_target = {
+        key.removeprefix("target_"): value
+        for key, value in overrides.items()
+        if key.startswith("target_")
+    }
+    of_recipe = {
+        key.replace("__", "."): value
+        for key, value in overrides.items()
+        if not key.startswith("target_")
+    }
+    found = load_recipe(str(recipe), of_recipe)
+    plan = Plan(found, load_target(target, of_target), cache)
+    ran = [stage for stage in STAGES if plan.runs(stage)]
+    return carry_out(plan, recipe.parent / "out"), ran
+
+
+def test_the_second_build_runs_nothing_and_gives_the_same_bytes(tiny_recipe, cache):
+    _, ran = make(tiny_recipe, cache)
+    assert ran == list(STAGES)
+    before = contents(tiny_recipe.parent / "out")
+    inode = (tiny_recipe.parent / "out/manifest.json").stat().st_ino
+    built, ran = make(tiny_recipe, cache)
+    assert ran == []
+    assert contents(tiny_recipe.parent / "out") == before
+    assert built.evidence["stages"][0]["name"] == "load"
+    # It lies there already, so it was not even written.
+    assert (tiny_recipe.parent / "out/manifest.json").stat().st_ino == inode
+
+
+@pytest.mark.parametrize("damage", ["removed", "changed", "other"])
+def test_a_bundle_that_is_not_there_any_more_comes_out_of_the_cache(tiny_recipe, cache, damage):
+    output = tiny_recipe.parent / "out"
+    make(tiny_recipe, cache)
+    before = contents(output)
+    if damage == "removed":
+        shutil.rmtree(output)
+    elif damage == "changed":
+        (output / "segments/segment-1.onnx").write_bytes(b"")
+    else:
+        make(tiny_recipe, cache, golden_samples=2)
+    assert make(tiny_recipe, cache)[1] == []
+    assert contents(output) == before
+
+
+def test_another_goal_runs_only_what_follows_it(tiny_recipe, cache):
+    make(tiny_recipe, cache, **TUNED)
+    _, ran = make(tiny_recipe, cache, policy={"tune": {"max_accuracy_drop": 0.4}})
+    assert ran == ["tune", "build", "verify"]
+    _, ran = make(tiny_recipe, cache, **TUNED)
+    assert ran == []
+
+
+def test_other_thresholds_run_only_what_follows_them(tiny_recipe, cache):
+    make(tiny_recipe, cache)
+    _, ran = make(tiny_recipe, cache, policy__thresholds=0.5)
+    assert ran == ["tune", "build", "verify"]
+
+
+def test_what_only_the_bundle_says_runs_only_its_making(tiny_recipe, cache):
+    make(tiny_recipe, cache)
+    for change in ({"name": "other"}, {"golden_samples": 3}, {"target_threads": 2}):
+        assert make(tiny_recipe, cache, **change)[1] == ["build", "verify"], change
+
+
+def test_another_opset_runs_everything(tiny_recipe, cache):
+    make(tiny_recipe, cache)
+    assert make(tiny_recipe, cache, target_opset=19)[1] == list(STAGES)
+
+
+def test_a_line_of_the_models_file_runs_everything(tiny_recipe, cache):
+    make(tiny_recipe, cache)
+    with (tiny_recipe.parent / "tiny.py").open("a") as stream:
+        stream.write("\n# A remark.\n")
+    assert make(tiny_recipe, cache)[1] == list(STAGES)
+    assert make(tiny_recipe, cache)[1] == []
+
+
+@pytest.mark.parametrize("change", ["content", "added", "gone"])
+def test_a_file_that_the_data_comes_from_runs_everything(tiny_recipe, cache, change):
+    folder = tiny_recipe.parent
+    (folder / "data.py").write_text(DATA)
+    (folder / "more").mkdir()
+    np.save(folder / "more/1.npy", np.zeros((8, 8), np.uint8))
+    sources = {name: {"factory": "data.py:samples", "args": {"seed": seed}}
+               for name, seed in (("tuning", 1), ("test", 2))}  # fmt: skip
+    sources["test"] = {"factory": "tiny.py:samples", "args": {"seed": 2}}
+    make(tiny_recipe, cache, data=sources)
+    assert make(tiny_recipe, cache, data=sources)[1] == []
+    if change == "gone":
+        (folder / "more/1.npy").unlink()
+    else:
+        name = "1.npy" if change == "content" else "2.npy"
+        np.save(folder / "more" / name, np.ones((8, 8), np.uint8))
+    assert make(tiny_recipe, cache, data=sources)[1] == list(STAGES)
+
+
+def test_a_tools_other_version_runs_everything(tiny_recipe, cache, monkeypatch):
+    make(tiny_recipe, cache)
+    found = module._version
+    monkeypatch.setattr(module, "_version", lambda name: "0" if name == "onnx" else found(name))
+    assert make(tiny_recipe, cache)[1] == list(STAGES)
+
+
+def test_two_clones_share_what_either_built(tiny_recipe, cache, tmp_path):
+    make(tiny_recipe, cache)
+    twin = write_tiny_recipe(tmp_path / "twin")
+    assert make(twin, cache)[1] == []
+    assert contents(twin.parent / "out") == contents(tiny_recipe.parent / "out")
+    # And one that differs takes nothing from the other, nor disturbs it.
+    with (twin.parent / "tiny.py").open("a") as stream:
+        stream.write("\n# A remark.\n")
+    assert make(twin, cache)[1] == list(STAGES)
+    assert make(tiny_recipe, cache)[1] == []
+    assert make(twin, cache)[1] == []
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(tiny_recipe, cache, monkeypatch):
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("edgekit.stages.build.Build.__call__", interrupt)
+        make(tiny_recipe, cache)
+    built, ran = make(tiny_recipe, cache)
+    assert ran == ["build", "verify"]
+    fresh, _ = make(tiny_recipe, None)
+    assert built.manifest == fresh.manifest
+    assert [one["stage"] for one in built.evidence["checks"]] == [
+        one["stage"] for one in fresh.evidence["checks"]
+    ]
+    cached = [one["name"] for one in built.evidence["stages"] if one.get("cached")]
+    assert cached == list(STAGES[: STAGES.index("build")])
+
+
+def test_data_drawn_anew_every_time_is_never_taken_for_the_old(tiny_recipe, cache):
+    model = tiny_recipe.parent / "tiny.py"
+    model.write_text(model.read_text().replace("default_rng(seed)", "default_rng()"))
+    make(tiny_recipe, cache)
+    built, _ = make(tiny_recipe, cache, golden_samples=3)
+    assert not any(one.get("cached") for one in built.evidence["stages"])
+    assert "seed it" in built.evidence["stages"][0]["notes"]["warning"]
+
+
+def test_without_a_cache_nothing_is_read_or_written(tiny_recipe, cache):
+    make(tiny_recipe, cache)
+    before = contents(cache.folder)
+    assert make(tiny_recipe, None)[1] == list(STAGES)
+    assert contents(cache.folder) == before
+
+
+def test_a_cache_that_cannot_be_written_does_not_fail_the_build(tiny_recipe, tmp_path):
+    (tmp_path / "file").touch()
+    cache = Cache(tmp_path / "file/cache")
+    recipe = load_recipe(str(tiny_recipe))
+    build(recipe, load_target("host"), tmp_path / "out", cache=cache)
+    assert "Not a directory" in str(cache.problem)
+
+
+def test_every_reason_is_told(tiny_recipe, cache):
+    def reasons(**overrides: object) -> dict[str, str]:
+        recipe = load_recipe(str(tiny_recipe), overrides)
+        return Plan(recipe, load_target("host"), cache).reasons()
+
+    assert reasons()["load"] == "no earlier build of this recipe for this target is known"
+    make(tiny_recipe, cache)
+    assert reasons() == {}
+    assert reasons(**{"policy.thresholds": {"first": 0.5, "second": 0.29}}) == {
+        "tune": "recipe.policy.thresholds.first was 0.3, is 0.5",
+        "build": "follows tune",
+        "verify": "follows tune",
+    }
+    both = reasons(**{"check.samples": 7, "model.args": {"seed": 3}})
+    assert both["load"] == (
+        "recipe.check.samples was 256, is 7; recipe.model.args was {}, is null; "
+        "recipe.model.args.seed was null, is 3"
+    )
+    with (tiny_recipe.parent / "tiny.py").open("a") as stream:
+        stream.write("\n# A remark.\n")
+    assert reasons()["load"] == "tiny.py changed"
+    assert reasons()["verify"] == "follows load"
+    (tiny_recipe.parent / "tiny.py").unlink()
+    assert reasons()["load"] == "tiny.py is gone"
+    cache.clear()
+    assert Plan(load_recipe(str(tiny_recipe)), load_target("host")).reasons()["tune"] == (
+        "the cache is not used"
+    )
+
+
+def test_a_cleared_cache_is_the_reason(tiny_recipe, cache):
+    make(tiny_recipe, cache)
+    shutil.rmtree(cache.folder / "entries")
+    recipe = load_recipe(str(tiny_recipe))
+    assert (
+        Plan(recipe, load_target("host"), cache).reasons()["load"]
+        == "its result is no longer in the cache"
+    )
+
+
+def test_the_command_decides_without_torch_and_says_why(tiny_recipe, tmp_path):
+    check = (
+        "import sys; from edgekit.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", check, "build", tiny_recipe, *arguments]
+        return subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+
+    first = run("--explain")
+    assert "load      no earlier build" in first.stdout
+    assert first.stderr.splitlines()[-1] == "True"
+    second = run("--explain")
+    assert "nothing has changed" in second.stdout
+    assert "verify    cached" in second.stdout
+    assert second.stderr.splitlines()[-1] == "False"
+    third = run("--dry-run", "--json", "-", "--set", "policy.thresholds=0.5")
+    stages = json.loads(third.stdout)["stages"]
+    assert stages["quantize"] == "cached"
+    assert stages["build"] == "follows tune"
