@@ -12,8 +12,8 @@ from torch import fx
 from edgekit.bundle.manifest import Input, Policy
 from edgekit.errors import CheckError, ModelError
 from edgekit.models.exits import eager_logits
-from edgekit.recipe import Tolerance
-from edgekit.runtime.chain import Chain, ChainSpec
+from edgekit.recipe import Check, Tolerance
+from edgekit.runtime.chain import Chain, ChainSpec, most_rows
 from edgekit.runtime.criteria import CRITERIA, decide
 from edgekit.runtime.verify import differences
 from edgekit.stages import Exported, Network, Part, Segments
@@ -153,6 +153,11 @@ class Reference:
         self.limits = limits
         self.decisions = decide(logits, CRITERIA[policy.criterion], policy.thresholds)
 
+    @property
+    def _key(self) -> str:
+        """Where the limits stand in the recipe."""
+        return "check" if isinstance(self.limits, Check) else "check.quantized"
+
     def compare(self, stage: str, logits: list[Array]) -> Agreement:
         """A chain's logits, one array `[samples, classes]` per exit, against the model's."""
         pairs = list(zip(logits, self.logits, strict=True))
@@ -197,7 +202,7 @@ class Reference:
         if not found.max_relative_error <= self.limits.max_relative_error:
             raise CheckError(
                 f"{stage}: the bundle differs from PyTorch by {found.max_relative_error:.1e}, and "
-                f"check.max_relative_error is {self.limits.max_relative_error:.1e}"
+                f"{self._key}.max_relative_error is {self.limits.max_relative_error:.1e}"
             )
         self._refuse_disagreement(found)
         return found
@@ -243,7 +248,7 @@ class Reference:
                     culprit = self._culprit(parts, run, exported)
                     raise CheckError(
                         f"after {stage}: exit {exit!r} of the {name} differs from PyTorch by "
-                        f"{relative:.1e}, and check.max_relative_error is "
+                        f"{relative:.1e}, and {self._key}.max_relative_error is "
                         f"{self.limits.max_relative_error:.1e}; {culprit}"
                     )
             if name == "chain":
@@ -262,7 +267,7 @@ class Reference:
                     f"after {found.stage}: {what} agree with PyTorch on {share:.2%} of "
                     f"{found.samples} samples, at least {least:.2%} asked; logits differ by "
                     f"{found.max_relative_error:.1e} at most, so thresholds may lie on a "
-                    "confidence: move them, or lower check.min_exit_agreement"
+                    f"confidence: move them, or lower {self._key}.min_exit_agreement"
                 )
 
     def _culprit(self, parts: Sequence[Part[Any]], run: Runner, exported: Exported | None) -> str:
@@ -273,6 +278,8 @@ class Reference:
             ours, theirs = run(batch), _every_tensor(exported, batch)
             for part in parts:
                 for tensor in part.outputs:
+                    if ours[tensor].dtype.kind != theirs[tensor].dtype.kind:
+                        continue  # A quantized boundary holds steps, not values.
                     _, relative = differences(ours[tensor], theirs[tensor])
                     if not relative <= self.limits.max_relative_error:
                         return f"{part.name} is the first, at tensor {tensor} ({relative:.1e})"
@@ -300,7 +307,14 @@ def chain_of(
     """The parts as the runtime runs them, from memory."""
     records = tuple(part.record() for part in parts)
     return Chain.from_segments(
-        ChainSpec(network_input, labels, segments.tensors, records, policy),
+        ChainSpec(
+            network_input,
+            labels,
+            segments.tensors,
+            records,
+            policy,
+            most_rows(segments.precision),
+        ),
         [part.program for part in parts],
         engine=target.engine,
         threads=target.threads,

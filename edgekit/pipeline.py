@@ -34,6 +34,7 @@ from edgekit.stages.build import Build
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
+from edgekit.stages.quantize import Quantize
 from edgekit.stages.split import Split as SplitStage
 from edgekit.target import Target
 
@@ -71,7 +72,8 @@ def carry_out(plan: Plan, output: Path, progress: "Progress | None" = None) -> B
         split = run(SplitStage(), exported)
         lowered = run(Lower(run.backend, target, run.sample), split)
         optimized = run(Optimize(run.backend), lowered)
-        tuned = optimized and Tuned(optimized, Policy(recipe.policy.criterion, recipe.thresholds))
+        quantized = run(Quantize(run.backend, recipe, target, run.splits, run.reach()), optimized)
+        tuned = quantized and Tuned(quantized, Policy(recipe.policy.criterion, recipe.thresholds))
         contents = run(Build(recipe, target, run.backend, run.splits), tuned)
         assert contents is not None  # noqa: S101  (what is built is never kept without its proof)
         files = {**contents.files, MANIFEST_NAME: seal(contents.document)}
@@ -191,7 +193,8 @@ class _Run:
                 self.exported = given
             if isinstance(given, Tuned):
                 self.policy = given.policy
-            if isinstance(given, Segments | Tuned):
+            # In fp32 there is nothing to quantize, and so nothing new to check.
+            if isinstance(given, Segments | Tuned) and given is not artifact:
                 step("check against PyTorch")
                 segments = given.segments if isinstance(given, Tuned) else given
                 make = runner_for(segments, self.recipe.manifest_input(segments.input), self.target)
@@ -200,6 +203,11 @@ class _Run:
         if stage.name in KEPT:
             self.plan.keep(stage.name, self._entry(given))
         return given
+
+    def reach(self) -> Policy | None:
+        """Who reaches a segment while it is quantized: given thresholds; None if to be tuned."""
+        given = self.recipe.thresholds
+        return None if given is None else Policy(self.recipe.policy.criterion, given)
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.

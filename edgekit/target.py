@@ -21,7 +21,7 @@ class Target(Strict):
     engine: Literal["onnxruntime"]
     precision: Literal["fp32", "fp16", "int8", "int8-dynamic"]
     activations: Literal["int8", "uint8"] = "int8"
-    """For `int8`: signed and symmetric (S8S8), or unsigned with a zero point (U8S8)."""
+    """For `int8`: signed activations (S8S8), as aarch64 likes them, or unsigned (U8S8), as x86."""
     threads: int = Field(ge=1, le=1024)
     """Threads that one inference may use; all segments share them in turn."""
     opset: int = Field(ge=18, le=23)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
     from torch import fx
 
+    from edgekit.recipe import Quantize
     from edgekit.stages import Part
     from edgekit.target import Target
 
-__all__ = ["TOOLS", "Backend", "backend_for"]
+__all__ = ["TOOLS", "Backend", "Crossing", "Features", "IntegerWork", "Quantized", "backend_for"]
 
 TOOLS = {
     "onnxruntime": (
@@ -27,6 +33,44 @@ TOOLS = {
     )
 }
 """The packages whose versions decide what comes out, per engine; named without importing them."""
+
+Array = npt.NDArray[Any]
+Features = Callable[[], Iterator[dict[str, Array]]]
+"""Gives, anew on each call, batches of a part's inputs by name: float32 `[batch, ...]`."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """How a boundary tensor crosses where not as float32: `(value - zero_point) * scale`."""
+
+    dtype: str
+    scale: float = 1.0
+    zero_point: int = 0
+
+    def floats(self, values: Array) -> npt.NDArray[np.float32]:
+        """What the values of any shape stand for."""
+        return (values.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A part in lower precision, and how those of its outputs cross that are no longer float32."""
+
+    program: bytes
+    leaving: dict[str, Crossing] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IntegerWork:
+    """How much of a part is done on integers, in multiply-accumulates (MACs) of one sample.
+
+    `macs` counts all of it outside the heads, `integer_macs` what integer kernels do. `floats` has
+    the operators outside the heads that stay float, as (name, type, MACs), the largest first.
+    """
+
+    macs: int
+    integer_macs: int
+    floats: tuple[tuple[str, str, int], ...]
 
 
 class Backend(Protocol):
@@ -48,6 +92,26 @@ class Backend(Protocol):
 
     def optimize(self, part: Part[bytes]) -> bytes:
         """The same computation with less work. Raises BuildError that names the part."""
+
+    def quantize(
+        self,
+        part: Part[bytes],
+        features: Features | None,
+        entering: Mapping[str, Crossing],
+        options: Quantize,
+        target: Target,
+    ) -> Quantized:
+        """The part in the target's precision; heads and logits stay float32.
+
+        `features` shows the ranges of what is to be integers (`int8` alone asks), `entering` says
+        how the part's inputs cross where not as float32. Raises BuildError that names the part.
+        """
+
+    def integer_work(self, before: Part[bytes], after: Part[bytes], target: Target) -> IntegerWork:
+        """What the engine does on integers of `after`, which `before` is come to.
+
+        Read from the graph that the engine executes on the target, after its own optimizations.
+        """
 
     def node_count(self, part: Part[bytes]) -> int:
         """Operators in the file, for the evidence."""

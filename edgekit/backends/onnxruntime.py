@@ -1,14 +1,21 @@
 """ONNX Runtime: segments as ONNX models."""
 
+import platform
+from collections.abc import Mapping
+
 import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 from torch import fx
 
-from edgekit.errors import BuildError
+from edgekit.backends import Crossing, Features, IntegerWork, Quantized
+from edgekit.backends.onnx_graph import costs, executed, head_nodes, with_names
+from edgekit.backends.onnx_quantize import to_float16, to_int8, to_int8_dynamic
+from edgekit.errors import BuildError, EdgekitError, describe_failure
 from edgekit.limits import LIMITS
 from edgekit.quiet import quiet
+from edgekit.recipe import Quantize
 from edgekit.stages import Part
 from edgekit.target import Target
 
@@ -59,6 +66,54 @@ class OnnxRuntimeBackend:
         optimizer.optimize_ir(model)
         _forget_origins(model)
         return _bytes(model, part.name)
+
+    def quantize(
+        self,
+        part: Part[bytes],
+        features: Features | None,
+        entering: Mapping[str, Crossing],
+        options: Quantize,
+        target: Target,
+    ) -> Quantized:
+        """See `Backend.quantize`."""
+        leaving: dict[str, Crossing] = {}
+        try:
+            # The tools remark on the root logger that they would rather prepare the model.
+            with quiet("root"):
+                if target.precision == "int8":
+                    assert features is not None  # noqa: S101  (see Backend.quantize)
+                    model, leaving = to_int8(part, features, entering, options, target.activations)
+                elif target.precision == "int8-dynamic":
+                    model = to_int8_dynamic(part)
+                else:
+                    model, leaving = to_float16(part, entering)
+        except EdgekitError:
+            raise
+        except Exception as error:  # Of many types, from deep inside the tools.
+            raise BuildError(
+                f"{part.name} cannot be quantized to {target.precision}: {describe_failure(error)}"
+            ) from error
+        result = ir.from_proto(model)
+        result.graph.sort()
+        _forget_origins(result)
+        return Quantized(_bytes(result, part.name), leaving)
+
+    def integer_work(self, before: Part[bytes], after: Part[bytes], target: Target) -> IntegerWork:
+        """See `Backend.integer_work`."""
+        original = with_names(onnx.load_from_string(before.program))
+        heads = head_nodes(original, before.logits.values())
+        macs = sum(one.macs for one in costs(original) if one.node not in heads)
+        machine = target.machine or platform.machine()
+        final = executed(after.program, signed=machine in {"aarch64", "arm64"})
+        heads = head_nodes(final, after.logits.values())
+        done = costs(final)
+        floats = [one for one in done if not one.integer and one.node not in heads]
+        floats.sort(key=lambda one: one.macs, reverse=True)
+        return IntegerWork(
+            macs,
+            sum(one.macs for one in done if one.integer),
+            tuple((one.node, one.operator, one.macs) for one in floats),
+        )
 
     def node_count(self, part: Part[bytes]) -> int:
         """See `Backend.node_count`."""

@@ -19,7 +19,7 @@ from edgekit.runtime import preprocess
 from edgekit.runtime.criteria import CRITERIA, Criterion
 from edgekit.runtime.engines import Buffer, Engine, load_engine
 
-__all__ = ["Chain", "ChainSpec", "Prediction"]
+__all__ = ["Chain", "ChainSpec", "Prediction", "most_rows"]
 
 Array = npt.NDArray[Any]
 
@@ -50,6 +50,17 @@ class ChainSpec:
     tensors: dict[str, TensorSpec]
     segments: tuple[Segment, ...]
     policy: Policy
+    most_rows: int = _MOST_ROWS
+    """Samples that run at once; see `most_rows`."""
+
+
+def most_rows(precision: str) -> int:
+    """How many samples of a batch may run at once in a target's precision.
+
+    One where activations' ranges are read at run time: they are read over the batch, and what is
+    said of a sample would depend on the others.
+    """
+    return 1 if precision == "int8-dynamic" else _MOST_ROWS
 
 
 class _Step(NamedTuple):
@@ -125,7 +136,12 @@ class Chain:
         chosen = manifest.variant(variant)
         return cls.from_segments(
             ChainSpec(
-                manifest.input, manifest.labels, chosen.tensors, chosen.segments, manifest.policy
+                manifest.input,
+                manifest.labels,
+                chosen.tensors,
+                chosen.segments,
+                manifest.policy,
+                most_rows(manifest.target.precision),
             ),
             [bundle.segments[segment.path] for segment in chosen.segments],
             engine=manifest.target.engine,
@@ -207,8 +223,9 @@ class Chain:
         with self._lock:
             self._check(samples, samples.shape[1:])
             found: list[Prediction] = []
-            for start in range(0, len(samples), _MOST_ROWS):
-                found += self._many(samples[start : start + _MOST_ROWS], timings)
+            most = self.spec.most_rows
+            for start in range(0, len(samples), most):
+                found += self._many(samples[start : start + most], timings)
             return found
 
     def logits(self, samples: Array) -> dict[str, Array]:
@@ -224,12 +241,12 @@ class Chain:
         """Every tensor of the chain by name, with no exit taken: to find where an error begins."""
         with self._lock:
             self._check(samples, samples.shape[1:])
-            for step in self._start(samples):
-                step.run()
-            memory, rows = self._memory, len(samples)
-            return {
-                name: memory.reader(buffer, rows)().copy() for name, buffer in self._buffers.items()
-            }
+            most = self.spec.most_rows
+            parts = [
+                self._tensors(samples[start : start + most])
+                for start in range(0, max(len(samples), 1), most)
+            ]
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def segment_runs(self, samples: Array) -> list[Callable[[], None]]:
         """The engine's own calls, bound to these samples: for timing segments outside the chain.
@@ -239,6 +256,14 @@ class Chain:
         with self._lock:
             self._check(samples, samples.shape[1:])
             return [step.run for step in self._start(samples)]
+
+    def _tensors(self, samples: Array) -> dict[str, Array]:
+        for step in self._start(samples):
+            step.run()
+        memory, rows = self._memory, len(samples)
+        return {
+            name: memory.reader(buffer, rows)().copy() for name, buffer in self._buffers.items()
+        }
 
     def _many(self, samples: Array, timings: bool) -> list[Prediction]:
         clock = time.perf_counter_ns

@@ -103,7 +103,8 @@ class Segments(Generic[Program]):
     """The network cut up: the chain, and the same network undivided to compare it with.
 
     `plain` computes the final exit only, `whole` all exits. `tensors` describes every tensor that
-    is an input or output of a part; `input` names the network's own.
+    is an input or output of a part; `input` names the network's own. `precision` is what the parts
+    compute in, as a target has it.
     """
 
     exits: tuple[str, ...]
@@ -112,6 +113,7 @@ class Segments(Generic[Program]):
     chain: tuple[Part[Program], ...]
     plain: Part[Program]
     whole: Part[Program]
+    precision: str = "fp32"
 
     def parts(self) -> tuple[Part[Program], ...]:
         """Every part: the chain's, then `plain` and `whole`."""
@@ -125,13 +127,22 @@ class Segments(Generic[Program]):
         """The same parts with other programs, by part name."""
         new = {part.name: replace(part, program=programs[part.name]) for part in self.parts()}
         chain = tuple(new[part.name] for part in self.chain)
-        return Segments(self.exits, self.input, self.tensors, chain, new["plain"], new["whole"])
+        return Segments(
+            self.exits,
+            self.input,
+            self.tensors,
+            chain,
+            new["plain"],
+            new["whole"],
+            self.precision,
+        )
 
     def kept(self: "Segments[bytes]") -> tuple[dict[str, Any], dict[str, bytes]]:
         """These segments as plain data, and their programs by part name: what a cache takes."""
         document = {
             "exits": self.exits,
             "input": self.input,
+            "precision": self.precision,
             "tensors": {name: [spec.dtype, spec.shape] for name, spec in self.tensors.items()},
             "parts": [
                 {
@@ -168,7 +179,9 @@ class Segments(Generic[Program]):
             for name, (dtype, shape) in document["tensors"].items()
         }
         exits = tuple(document["exits"])
-        return Segments(exits, document["input"], tensors, tuple(chain), plain, whole)
+        return Segments(
+            exits, document["input"], tensors, tuple(chain), plain, whole, document["precision"]
+        )
 
     def problems(self) -> list[str]:
         """What is not as it must be: every tensor is made before it is read, every exit once."""

@@ -1,0 +1,330 @@
+"""quantize: each part in the target's precision, calibrated with what really reaches it.
+
+Segment by segment: a segment sees the features that the segments before it, already quantized,
+give for the calibration split. Heads and logits stay in float.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.backends import Backend, Crossing, Features, IntegerWork
+from edgekit.bundle.manifest import Input, Policy
+from edgekit.check import chain_of
+from edgekit.data import Split
+from edgekit.errors import BuildError, RecipeError
+from edgekit.recipe import Recipe
+from edgekit.runtime.criteria import CRITERIA
+from edgekit.stages import Part, Segments, Stage, StageResult, Step
+from edgekit.target import Target
+
+__all__ = ["Quantize", "calibration_doubts"]
+
+Array = npt.NDArray[Any]
+
+_FEW = 16
+"""Below so many samples the range of a feature is a matter of chance."""
+
+_BEYOND = 0.25
+"""How far other splits may reach beyond the calibration's range, as a share of it, unremarked."""
+
+_ROUNDING = 1e-4
+"""How far an input may lie outside its range, as a share of it: arithmetic elsewhere may round."""
+
+_REMEDY = (
+    "ONNX Runtime has fast integer kernels on x86 for unsigned activations only "
+    "(--set target.activations=uint8), and for some operators none; use others, lower "
+    "quantize.min_integer_share, or build for fp32"
+)
+
+
+class Quantize(Stage[Segments[bytes], Segments[bytes]]):
+    """Brings every part to the target's precision, and counts what the engine does on integers.
+
+    For `fp32` there is nothing to do. Boundary tensors change their dtype where they cross as
+    integers or float16; the network's input and all logits stay float32.
+    """
+
+    name = "quantize"
+    requires = Segments
+    ensures = Segments
+
+    def __init__(
+        self,
+        backend: Backend,
+        recipe: Recipe,
+        target: Target,
+        splits: Mapping[str, Split],
+        policy: Policy | None = None,
+    ) -> None:
+        """`policy` says who reaches a segment, for `quantize.features: reached`.
+
+        None where thresholds are still to be tuned.
+        """
+        self.backend = backend
+        self.recipe = recipe
+        self.target = target
+        self.splits = splits
+        self.policy = policy
+
+    def __call__(self, artifact: Segments[bytes], step: Step) -> StageResult[Segments[bytes]]:
+        """Raises RecipeError for calibration data that cannot be used.
+
+        Raises BuildError that names the part which cannot be quantized, or of which too little is
+        done on integers, and the operator that stays float.
+        """
+        if self.target.precision == "fp32":
+            return StageResult(artifact)
+        notes: dict[str, Any] = {}
+        warnings: list[str] = []
+        calibration = None
+        if self.target.precision == "int8":
+            step("calibration data")
+            calibration = self._calibration(artifact.input)
+            notes["calibration_samples"] = len(calibration.split)
+            warnings += calibration_doubts(
+                calibration.split, calibration.source, self._others(len(calibration.split))
+            )
+        given = replace(artifact, tensors=dict(artifact.tensors), precision=self.target.precision)
+        programs: dict[str, bytes] = {}
+        for name, parts in artifact.chains().items():
+            leaving: dict[str, Crossing] = {}
+            done: list[Part[bytes]] = []
+            for part in parts:
+                step(part.name)
+                features = None
+                if calibration is not None:
+                    features = calibration.features(given, done, part, dict(leaving))
+                    if name == "chain":
+                        samples = _count(features)
+                        notes.setdefault("reaching_samples", {})[part.name] = samples
+                        warnings += _few(samples, len(calibration.split), part.name)
+                entering = {one: leaving[one] for one in part.inputs if one in leaving}
+                result = self.backend.quantize(
+                    part, features, entering, self.recipe.quantize, self.target
+                )
+                done.append(replace(part, program=result.program))
+                programs[part.name] = result.program
+                leaving |= result.leaving
+                for tensor, crossing in result.leaving.items():
+                    given.tensors[tensor] = replace(given.tensors[tensor], dtype=crossing.dtype)
+        given = given.lowered(programs)
+        notes["size_bytes"] = {name: len(program) for name, program in programs.items()}
+        if self.target.precision != "fp16":
+            step("integer share")
+            notes["integer_share"] = self._integer_share(artifact, given)
+        if warnings:
+            notes["warning"] = "; ".join(warnings)
+        return StageResult(given, notes)
+
+    def _calibration(self, tensor: str) -> "_Calibration":
+        options = self.recipe.quantize
+        if "calibration" not in self.splits:
+            raise RecipeError(
+                f"target {self.target.name} is int8, and the recipe has no data.calibration: name "
+                "samples like those that the device will see (some hundred, none of them in tuning "
+                "or test), or build with --set target.precision=int8-dynamic, which needs none"
+            )
+        if options.features == "reached" and self.policy is None:
+            raise RecipeError(
+                "quantize.features is reached, and who reaches a segment is not known before there "
+                "are thresholds: give policy.thresholds, or say quantize.features: all"
+            )
+        return _Calibration(
+            self.splits["calibration"].subset(options.samples),
+            self.recipe.manifest_input(tensor),
+            self.target,
+            self.policy if options.features == "reached" else None,
+        )
+
+    def _others(self, most: int) -> list[Split]:
+        return [self.splits[one].subset(most) for one in ("tuning", "test") if one in self.splits]
+
+    def _integer_share(
+        self, before: Segments[bytes], after: Segments[bytes]
+    ) -> dict[str, float | None]:
+        """The share per part and of the chain; refuses a chain that has too little."""
+        work = {
+            old.name: self.backend.integer_work(old, new, self.target)
+            for old, new in zip(before.parts(), after.parts(), strict=True)
+        }
+        chain = [work[part.name] for part in after.chain]
+        macs = sum(one.macs for one in chain)
+        if not macs:
+            raise BuildError(
+                "nothing multiplies outside the heads, which stay float, so there is nothing to "
+                "quantize: --set target.precision=fp32"
+            )
+        share = sum(one.integer_macs for one in chain) / macs
+        least = self.recipe.quantize.min_integer_share
+        if share < least:
+            worst = max(after.chain, key=lambda part: _float_macs(work[part.name])).name
+            floats = "; ".join(
+                f"{node} ({kind}, {n:,} MACs)" for node, kind, n in work[worst].floats[:1]
+            )
+            raise BuildError(
+                f"the engine does {share:.1%} of the chain's MACs outside the heads on integers, "
+                f"and quantize.min_integer_share is {least:.1%}; most that stays float is in "
+                f"{worst}, the largest operator {floats}: {_REMEDY}"
+            )
+        shares = {
+            name: one.integer_macs / one.macs if one.macs else None for name, one in work.items()
+        }
+        return {"chain": share, **shares}
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """The calibration split, and what parts that are quantized already make of it.
+
+    `policy` says who goes on to the next segment; without one all samples do.
+    """
+
+    split: Split
+    source: Input
+    target: Target
+    policy: Policy | None
+
+    def features(
+        self,
+        segments: Segments[bytes],
+        done: Sequence[Part[bytes]],
+        part: Part[bytes],
+        leaving: Mapping[str, Crossing],
+    ) -> Features:
+        """What `part` is given behind the parts `done`, whose tensors cross as `leaving` says."""
+        if not done:
+            return lambda: ({self.source.tensor: x} for x in self.split.batches(self.source))
+        done = tuple(done)
+        # No exit is taken: all samples run to the end, and who goes on is decided from the logits.
+        never = Policy("max_prob", (1.0,) * (len(done) - 1))
+        chain = chain_of(segments, done, self.source, (), never, self.target)
+
+        def batches() -> Iterator[dict[str, Array]]:
+            for batch in self.split.batches(self.source):
+                values = chain.tensors(batch)
+                rows = self._going_on(
+                    [values[tensor] for one in done for tensor in one.logits.values()]
+                )
+                if rows.any():
+                    yield {
+                        name: leaving[name].floats(values[name][rows])
+                        if name in leaving
+                        else values[name][rows]
+                        for name in part.inputs
+                    }
+
+        return batches
+
+    def _going_on(self, logits: list[Array]) -> npt.NDArray[np.bool_]:
+        """Which samples no exit lets leave, by the exits' logits `[samples, classes]`."""
+        stay = np.ones(len(logits[0]), bool)
+        if self.policy is not None:
+            criterion = CRITERIA[self.policy.criterion]
+            for one, threshold in zip(logits, self.policy.thresholds, strict=False):
+                stay &= ~(criterion(one) >= threshold)
+        return stay
+
+
+def _count(features: Features) -> int:
+    return sum(len(next(iter(batch.values()))) for batch in features())
+
+
+def _few(samples: int, of: int, part: str) -> list[str]:
+    """Words about a part that few samples reach. Raises RecipeError where none does."""
+    if not samples:
+        raise RecipeError(
+            f"none of {of} calibration samples reaches {part} under the policy; add samples, or "
+            "say quantize.features: all"
+        )
+    if samples < _FEW <= of:
+        return [
+            f"only {samples} calibration samples reach {part}; add samples, or say "
+            "quantize.features: all"
+        ]
+    return []
+
+
+def calibration_doubts(
+    calibration: Split, network_input: Input, others: Sequence[Split]
+) -> list[str]:
+    """What speaks against this calibration split, in words; empty if nothing does.
+
+    Raises RecipeError where it cannot be used at all: its samples are all the same, every one of
+    them is a single value, or they lie outside what the input's image steps can give. `others` are
+    splits whose range the calibration's should cover.
+    """
+    first, differ, flat = None, False, True
+    low, high = np.inf, -np.inf
+    bounds = _pixel_bounds(network_input)
+    for index in range(len(calibration)):
+        x = calibration.tensor(index, network_input)
+        first = x if first is None else first
+        differ = differ or not np.array_equal(x, first)
+        flat = flat and x.min() == x.max()
+        low, high = min(low, float(x.min())), max(high, float(x.max()))
+        if bounds is not None:
+            _demand_inside(x, bounds, f"data.calibration, sample {index}")
+    if len(calibration) > 1 and not differ:
+        raise RecipeError(
+            f"data.calibration: all {len(calibration)} samples are the same; calibration needs "
+            "samples like those that the device will see"
+        )
+    if flat:
+        raise RecipeError(
+            "data.calibration: every sample is one value throughout; calibration needs samples "
+            "like those that the device will see"
+        )
+    doubts = []
+    if len(calibration) < _FEW:
+        doubts.append(
+            f"data.calibration has {len(calibration)} samples; with fewer than {_FEW} the ranges "
+            "are a matter of chance"
+        )
+    labels = calibration.labels
+    if labels is not None and len(labels) > 1 and len(set(labels.tolist())) == 1:
+        doubts.append(
+            f"data.calibration: all samples are of class {labels[0]}, so other classes' features "
+            "may be clipped"
+        )
+    for split in others:
+        theirs = [split.tensor(index, network_input) for index in range(len(split))]
+        least, most = (float(function(theirs)) for function in (np.min, np.max))
+        beyond = max(low - least, most - high)
+        if beyond > _BEYOND * (high - low):
+            doubts.append(
+                f"data.{split.name} runs from {least:.3g} to {most:.3g}, data.calibration only "
+                f"from {low:.3g} to {high:.3g}, so features will be clipped"
+            )
+    return doubts
+
+
+def _pixel_bounds(network_input: Input) -> tuple[Array, Array] | None:
+    """Per channel, the least and greatest value that pixels 0 to 255 become; None for tensors."""
+    image = network_input.image
+    if image is None:
+        return None
+    mean, std = np.array(image.mean), np.array(image.std)
+    ends = [(pixel * image.scale - mean) / std for pixel in (0, 255)]
+    return np.minimum(*ends), np.maximum(*ends)
+
+
+def _demand_inside(x: Array, bounds: tuple[Array, Array], where: str) -> None:
+    low, high = bounds
+    slack = _ROUNDING * (high - low)
+    least, most = x.min(axis=(1, 2)), x.max(axis=(1, 2))
+    outside = np.flatnonzero((least < low - slack) | (most > high + slack))
+    if len(outside):
+        channel = outside[0]
+        raise RecipeError(
+            f"{where}: channel {channel} runs from {least[channel]:.4g} to {most[channel]:.4g}, "
+            f"and pixels 0 to 255 give {low[channel]:.4g} to {high[channel]:.4g} through "
+            "input.image; give pixels as uint8, or tensors that went through the same steps"
+        )
+
+
+def _float_macs(work: IntegerWork) -> int:
+    return sum(macs for _, _, macs in work.floats)
