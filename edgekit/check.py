@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from edgekit.bundle.manifest import Input, Policy
-from edgekit.errors import CheckError, ModelError
+from edgekit.errors import CheckError, DeviceError, ModelError
 from edgekit.models.exits import eager_logits
 from edgekit.recipe import Check, Tolerance
 from edgekit.runtime.chain import Chain, ChainSpec, most_rows
@@ -34,6 +34,9 @@ Array = npt.NDArray[Any]
 
 _ALONE = 4
 """Samples that the model is also asked about one by one."""
+
+_FEW = 8
+"""Samples that tell a right program from a wrong one; what is still right meets the whole check."""
 
 _STEADY = 1e-3
 """How far the model's answers to the same sample may differ: other kernels round otherwise."""
@@ -256,6 +259,28 @@ class Reference:
                 self._refuse_disagreement(result)
         assert result is not None  # noqa: S101  (every Segments has a chain)
         return result
+
+    def error_of(self, segments: Segments[Any], name: str, make: "RunnerMaker") -> float:
+        """Greatest relative error of the logits of the chains that the part `name` is in.
+
+        Over a few samples, together and the first one alone, as a device runs them. Infinite where
+        the engine refuses, or where a NaN comes out.
+        """
+        few = next(self.batches())[:_FEW]
+        worst = 0.0
+        for parts in segments.chains().values():
+            if name not in [part.name for part in parts]:
+                continue
+            try:
+                run = make(parts)
+                for batch in (few, few[:1]):
+                    values = run(batch)
+                    for exit, tensor in [pair for part in parts for pair in part.logits.items()]:
+                        theirs = self.logits[self.exits.index(exit)][: len(batch)]
+                        worst = max(worst, differences(values[tensor], theirs)[1])
+            except DeviceError:
+                return float("inf")
+        return worst
 
     def _refuse_disagreement(self, found: Agreement) -> None:
         for what, share, least in (

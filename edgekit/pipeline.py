@@ -71,7 +71,9 @@ def carry_out(plan: Plan, output: Path, progress: "Progress | None" = None) -> B
         exported = run(Export(), run.load())
         split = run(SplitStage(), exported)
         lowered = run(Lower(run.backend, target, run.sample), split)
-        optimized = run(Optimize(run.backend), lowered)
+        optimized = run(
+            Optimize(run.backend, run.error_of, recipe.check.max_relative_error), lowered
+        )
         quantized = run(Quantize(run.backend, recipe, target, run.splits, run.reach()), optimized)
         tuned = quantized and Tuned(quantized, Policy(recipe.policy.criterion, recipe.thresholds))
         contents = run(Build(recipe, target, run.backend, run.splits), tuned)
@@ -203,6 +205,12 @@ class _Run:
         if stage.name in KEPT:
             self.plan.keep(stage.name, self._entry(given))
         return given
+
+    def error_of(self, segments: Segments[bytes], name: str) -> float:
+        """See `edgekit.stages.optimize.ErrorOf`."""
+        make = runner_for(segments, self.recipe.manifest_input(segments.input), self.target)
+        reference = self._reference("optimize", self._checked(), self.recipe.check.samples)
+        return reference.error_of(segments, name, make)
 
     def reach(self) -> Policy | None:
         """Who reaches a segment while it is quantized: given thresholds; None if to be tuned."""

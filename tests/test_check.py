@@ -153,3 +153,44 @@ def test_accuracies_and_rates_are_of_the_model(world):
     assert reference.accuracies(labels)["first"] == 1
     assert reference.accuracies(labels)["policy"] == 1
     assert reference.exit_rates() == {"first": 1.0, "second": 0.0, "last": 0.0}
+
+
+def error_of(world, segments, name: str, make=None) -> float:
+    recipe = load_recipe("digits", {"input.shape": [1, 4, 4]})
+    make = make or runner_for(segments, recipe.manifest_input("x"), load_target("host"))
+    return world.reference().error_of(segments, name, make)
+
+
+def test_the_error_of_a_part_is_that_of_the_chains_it_is_in(world):
+    broken = break_part(world.lowered, "segment-2", weights(world, "segment-2", "b.weight"))
+    for name in ("segment-1", "segment-2", "segment-3"):
+        assert error_of(world, world.lowered, name) < 1e-5
+        assert error_of(world, broken, name) > 0.01
+    for name in ("plain", "whole"):
+        assert error_of(world, broken, name) < 1e-5
+
+
+def test_a_part_that_the_engine_refuses_or_that_gives_nan_is_infinitely_wrong(world):
+    nan = break_part(
+        world.lowered, "segment-3", weights(world, "segment-3", "c.weight"), float("nan")
+    )
+    assert error_of(world, nan, "segment-1") == float("inf")
+    programs = {part.name: part.program for part in world.lowered.parts()}
+    refused = world.lowered.lowered({**programs, "plain": b"no model"})
+    assert error_of(world, refused, "plain") == float("inf")
+    assert error_of(world, refused, "whole") < 1e-5
+
+
+def test_a_part_that_is_wrong_only_for_a_sample_alone_is_wrong(world):
+    """A squeeze without axes, for one, takes the batch with it where it is 1."""
+    right = runner_for(world.split, None, None)
+
+    def make(parts):
+        def run(samples):
+            factor = 2 if len(samples) == 1 else 1
+            return {name: value * factor for name, value in right(parts)(samples).items()}
+
+        return run
+
+    assert error_of(world, world.split, "plain", right) < 1e-5
+    assert error_of(world, world.split, "plain", make) > 0.5

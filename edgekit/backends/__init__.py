@@ -90,8 +90,18 @@ class Backend(Protocol):
         Raises BuildError that names the part and the operator where that cannot be.
         """
 
-    def optimize(self, part: Part[bytes]) -> bytes:
-        """The same computation with less work. Raises BuildError that names the part."""
+    passes: dict[str, tuple[str, ...]]
+    """What optimizes a part, in order and by name: the passes of an entry can run as one."""
+
+    def apply(self, passes: tuple[str, ...], part: Part[bytes]) -> bytes:
+        """The part after these passes of one entry: the very same bytes where they change nothing.
+
+        Only transforms; whether the result is still right is for the caller to find out. Raises
+        BuildError with the reason where a pass fails or what it gives is no valid file.
+        """
+
+    def contract(self, part: Part[bytes]) -> tuple[str, ...]:
+        """What the file itself says of its inputs, its outputs and its format's versions."""
 
     def quantize(
         self,

@@ -1,10 +1,15 @@
 """ONNX Runtime: segments as ONNX models."""
 
+import hashlib
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+import onnxoptimizer
+import onnxslim
 import torch
 from onnxscript import optimizer
 from torch import fx
@@ -21,12 +26,35 @@ from edgekit.target import Target
 
 __all__ = ["OnnxRuntimeBackend"]
 
+_LARGE_ELEMENTS = 2**18
+"""A constant of more elements (1 MiB in float32) is not made out of less: it would be data."""
+
+_ROUNDS = 20
+"""Folding stops when nothing changes; this only ends rewrites that undo each other."""
+
+_LEFT_OUT = {
+    # The three would share one scale when they are quantized, the weights and what they give.
+    "fuse_qkv",
+}
+"""Passes of onnxoptimizer that are not used, with the reason."""
+
 
 class OnnxRuntimeBackend:
     """See `edgekit.backends.Backend`."""
 
     suffix = ".onnx"
     packages = ("onnxruntime>=1.20",)
+    passes = {  # noqa: RUF012  (a constant of the class)
+        "fold": ("fold",),
+        "onnxoptimizer": tuple(
+            name
+            for name in onnxoptimizer.get_available_passes()
+            if name.startswith(("fuse_", "eliminate_")) and name not in _LEFT_OUT
+        ),
+        "onnxslim": ("slim",),
+        # What the two have fused they have written as operators on constants.
+        "fold again": ("fold",),
+    }
 
     def lower(
         self, part: Part[fx.GraphModule], examples: tuple[torch.Tensor, ...], target: Target
@@ -60,11 +88,21 @@ class OnnxRuntimeBackend:
             )
         return _bytes(model, part.name)
 
-    def optimize(self, part: Part[bytes]) -> bytes:
-        """Folds constants and drops what nothing reads."""
-        model = ir.from_proto(onnx.load_from_string(part.program))
-        optimizer.optimize_ir(model)
+    def apply(self, passes: tuple[str, ...], part: Part[bytes]) -> bytes:
+        """See `Backend.apply`."""
+        before = onnx.load_from_string(part.program)
+        known = _meaning(before)
+        try:
+            with quiet("onnxscript", "onnx_ir", "onnxslim"):
+                if passes[0] in _TRANSFORMS:
+                    model = _TRANSFORMS[passes[0]](before)
+                else:
+                    model = ir.from_proto(onnxoptimizer.optimize(before, list(passes)))
+        except Exception as error:  # Of these libraries' own making: anything may come.
+            raise BuildError(describe_failure(error)) from error
         _forget_origins(model)
+        if _meaning(ir.to_proto(model)) == known:
+            return part.program
         return _bytes(model, part.name)
 
     def quantize(
@@ -115,9 +153,95 @@ class OnnxRuntimeBackend:
             tuple((one.node, one.operator, one.macs) for one in floats),
         )
 
+    def contract(self, part: Part[bytes]) -> tuple[str, ...]:
+        """See `Backend.contract`."""
+        return _contract(onnx.load_from_string(part.program))
+
     def node_count(self, part: Part[bytes]) -> int:
         """See `Backend.node_count`."""
         return len(onnx.load_from_string(part.program).graph.node)
+
+
+def _fold(model: onnx.ModelProto) -> ir.Model:
+    """Compute what depends on no input, until nothing changes; weights of any size, too.
+
+    A slice of a weight (a narrow variant of a slimmable network) must become a weight: quantization
+    and the fusion of BatchNormalization see constants only.
+    """
+    folded = ir.from_proto(model)
+    optimizer.optimize_ir(
+        folded,
+        num_iterations=_ROUNDS,
+        input_size_limit=LIMITS.segment_bytes,
+        output_size_limit=LIMITS.segment_bytes,
+        should_fold=_may_fold,
+    )
+    return folded
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """False where a large constant would take the place of smaller ones, else as onnxscript has it.
+
+    It keeps ConstantOfShape and the like for a reason of its own.
+    """
+    shape = node.outputs[0].shape
+    if shape is None or not shape.is_static():
+        return None
+    elements = math.prod(shape.numpy())
+    read = sum(
+        value.const_value.size
+        for value in node.inputs
+        if value is not None and value.const_value is not None
+    )
+    return False if elements > max(_LARGE_ELEMENTS, read) else None
+
+
+def _slim(model: onnx.ModelProto) -> ir.Model:
+    return ir.from_proto(onnxslim.slim(model, size_threshold=4 * _LARGE_ELEMENTS))
+
+
+_TRANSFORMS: dict[str, Callable[[onnx.ModelProto], ir.Model]] = {"fold": _fold, "slim": _slim}
+"""The passes that are not onnxoptimizer's."""
+
+
+def _meaning(model: onnx.ModelProto) -> tuple[Any, ...]:
+    """What a model promises and computes, whatever its inner names and the order of its nodes.
+
+    The contract; a hash for each node and weight, over the operator, its attributes and the hashes
+    of what it reads; and the outputs' hashes.
+    """
+    known = {one.name: f"input {place}" for place, one in enumerate(model.graph.input)}
+    parts = []
+    for tensor in model.graph.initializer:
+        digest = hashlib.sha256(f"{tensor.data_type} {list(tensor.dims)} ".encode())
+        digest.update(onnx.numpy_helper.to_array(tensor).tobytes())
+        known[tensor.name] = digest.hexdigest()
+        parts.append(known[tensor.name])
+    for node in model.graph.node:
+        attributes = sorted(one.SerializeToString(deterministic=True) for one in node.attribute)
+        reads = [known.get(name, name) for name in node.input]
+        whole = repr((node.domain, node.op_type, attributes, reads, len(node.output)))
+        parts.append(hashlib.sha256(whole.encode()).hexdigest())
+        # An output that is left out has no name, and so has an input.
+        known |= {name: f"{parts[-1]} {place}" for place, name in enumerate(node.output) if name}
+    outputs = [known.get(one.name) for one in model.graph.output]
+    return _contract(model), sorted(parts), outputs
+
+
+def _contract(model: onnx.ModelProto) -> tuple[str, ...]:
+    opset = next((one.version for one in model.opset_import if not one.domain), None)
+    return (
+        *(f"input {_described(one)}" for one in model.graph.input),
+        *(f"output {_described(one)}" for one in model.graph.output),
+        f"opset {opset}",
+        f"IR version {model.ir_version}",
+    )
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    shape = [one.dim_param or one.dim_value for one in tensor.shape.dim]
+    return f"{value.name}: {onnx.TensorProto.DataType.Name(tensor.elem_type)} {shape}"
 
 
 def _forget_origins(model: ir.Model) -> None:

@@ -119,6 +119,10 @@ class Segments(Generic[Program]):
         """Every part: the chain's, then `plain` and `whole`."""
         return (*self.chain, self.plain, self.whole)
 
+    def part(self, name: str) -> Part[Program]:
+        """The part of that name."""
+        return next(part for part in self.parts() if part.name == name)
+
     def chains(self) -> dict[str, tuple[Part[Program], ...]]:
         """What can be run from input to final exit, by name."""
         return {"chain": self.chain, "plain": (self.plain,), "whole": (self.whole,)}

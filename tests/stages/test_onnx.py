@@ -10,7 +10,10 @@ from edgekit.errors import BuildError
 from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
 from edgekit.target import load_target
+from tests.stages.test_optimize import error_of
 from tests.stages.test_split import IMAGES, SkipsASegment, TapsBeforeActivation, split
+
+MODEL = SkipsASegment()
 
 
 def silent(text: str) -> None:
@@ -19,7 +22,7 @@ def silent(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def graphs():
-    return split(SkipsASegment(), 3, IMAGES)
+    return split(MODEL, 3, IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,8 @@ def lowered(graphs):
 
 @pytest.fixture(scope="module")
 def optimized(lowered):
-    return Optimize(OnnxRuntimeBackend())(lowered.artifact, silent)
+    prove = error_of(MODEL, 3, (1, 4, 4))
+    return Optimize(OnnxRuntimeBackend(), prove, 1e-3)(lowered.artifact, silent)
 
 
 def test_the_backend_of_an_engine_is_found_by_name():
