@@ -1,6 +1,7 @@
 """What the project promises about itself: its public names, its pages, its examples."""
 
 import importlib
+import json
 import pkgutil
 import re
 
@@ -56,8 +57,31 @@ def test_every_key_of_a_bench_report_is_documented(built_tiny):
 
     bundle = read_bundle(built_tiny)
     report = bench(bundle, *load_test_data(bundle), rounds=1)
-    documented = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs/reference.md").read_text()))
+    documented = documented_words()
     assert report.keys() <= documented
+    assert report["segments"][0].keys() <= documented
+
+
+def test_every_key_of_a_metrics_line_and_every_stop_is_documented(built_tiny, tmp_path):
+    import typing
+
+    import numpy as np
+
+    from edgekit.runtime import Chain, Prediction
+
+    chain = Chain.load(built_tiny, metrics=tmp_path / "metrics.jsonl")
+    chain.one(np.zeros(chain.spec.input.shape, np.float32))
+    chain.metrics.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    (exit,) = (one for one in line["exits"] if one["count"])
+    documented = documented_words()
+    for part in (line, exit, exit["confidence"], exit["latency_ms"]):
+        assert part.keys() <= documented
+    assert set(typing.get_args(Prediction.__annotations__["stop"])) <= documented
+
+
+def documented_words() -> set[str]:
+    return set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs/reference.md").read_text()))
 
 
 def test_the_recipe_shown_is_the_shipped_one():

@@ -7,5 +7,6 @@ prediction = chain(chain.read("7.png"))
 """
 
 from edgekit.runtime.chain import Chain, Prediction
+from edgekit.runtime.metrics import Metrics
 
-__all__ = ["Chain", "Prediction"]
+__all__ = ["Chain", "Metrics", "Prediction"]

@@ -21,6 +21,7 @@ from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain, ChainSpec
+from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe
 from edgekit.runtime.verify import load_array
 
@@ -50,6 +51,10 @@ It does the same work for every sample, so all of the difference is the machine'
 LEAST_CPU_SHARE = 0.95
 """The least share of the measured time that one thread must have had a processor."""
 
+_BARE, _IN_CHAIN = "bare", "in_chain"
+"""What is measured beside the contenders, in turn with them: the segments, without the chain and in
+it."""
+
 MOST_ACCURACY_LOSS = 0.01
 """Beyond this the verdict says first what early exit costs."""
 
@@ -65,6 +70,17 @@ class _Measured:
     @property
     def mean_ms(self) -> float:
         return float(self.latency_ns.mean()) / 1e6
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """The segments' own times: bare ns `[rounds, samples, segments]`, the engine's calls alone.
+
+    `in_chain_ms` has a row per run of the chain to its end: each segment with the look at its exit.
+    """
+
+    bare_ns: npt.NDArray[np.int64]
+    in_chain_ms: list[tuple[float, ...]]
 
 
 def bench(
@@ -100,11 +116,11 @@ def bench(
     }
     for number, other in enumerate(beside):
         contenders[f"beside-{number}"] = Chain.from_bundle(other, threads=threads)
-    measured, bare_ns, cpu_share = _measure(contenders, chain, inputs, rounds, step)
+    measured, segments, cpu_share = _measure(contenders, chain, inputs, rounds, step)
 
     exits = manifest.variant().exits
     rates = {name: measured["chain"].exits.count(name) / len(inputs) for name in exits}
-    bare_ms = [float(one) / 1e6 for one in bare_ns.mean(axis=(0, 1))]
+    bare_ms = [float(one) / 1e6 for one in segments.bare_ns.mean(axis=(0, 1))]
     predicted_ms = sum(
         rate * sum(bare_ms[: depth + 1]) for depth, rate in enumerate(rates.values())
     )
@@ -145,8 +161,10 @@ def bench(
             for name in exits
         ],
         "segments": [
-            {"name": segment.name, "latency_ms": one}
-            for segment, one in zip(chain.spec.segments, bare_ms, strict=True)
+            {"name": segment.name, "latency_ms": one, "p90_ms": p90}
+            for segment, one, p90 in zip(
+                chain.spec.segments, bare_ms, expected_ms(segments.in_chain_ms), strict=True
+            )
         ],
         "plain": summary("plain"),
         "whole": summary("whole"),
@@ -249,16 +267,16 @@ def _measure(
     inputs: Array,
     rounds: int,
     step: Callable[[str], None],
-) -> tuple[dict[str, _Measured], npt.NDArray[np.int64], float]:
-    """Every contender on every sample, `rounds` times, and the chain's segments on their own.
+) -> tuple[dict[str, _Measured], _Segments, float]:
+    """Every contender on every sample, `rounds` times, and the chain's segments one by one.
 
-    Returns the measurements, the bare segment times in ns `[rounds, samples, segments]`, and the
-    share of the time that this process was running.
+    Returns both, and the share of the time that this process was running.
     """
     latency = {name: np.zeros((rounds, len(inputs)), np.int64) for name in contenders}
     bare = np.zeros((rounds, len(inputs), len(chain.spec.segments)), np.int64)
     predictions = {name: [one.one(x) for x in inputs] for name, one in contenders.items()}
-    names = [*contenders, None]  # None stands for the bare segments.
+    in_chain: list[tuple[float, ...]] = []
+    names = [*contenders, _BARE, _IN_CHAIN]
     # Bound once: copying the sample in just before would warm the caches for the bare run alone.
     # What they compute on is what the chain was given last, which takes as long as any sample.
     runs = chain.segment_runs(inputs[:1])
@@ -273,8 +291,12 @@ def _measure(
             for index, x in enumerate(inputs):
                 for place in order.permutation(len(names)):
                     name = names[place]
-                    if name is None:
+                    if name == _BARE:
                         bare[turn, index] = _bare_ns(runs)
+                        continue
+                    if name == _IN_CHAIN:
+                        found = contenders["full_depth"].one(x, timings=True)
+                        in_chain.append(found.segment_latency_ms or ())
                         continue
                     run = contenders[name].one
                     before = clock()
@@ -292,7 +314,7 @@ def _measure(
         )
         for name in contenders
     }
-    return measured, bare, cpu_share
+    return measured, _Segments(bare, in_chain), cpu_share
 
 
 def _bare_ns(runs: list[Callable[[], None]]) -> list[int]:

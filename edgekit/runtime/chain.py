@@ -1,13 +1,15 @@
 """The chain: segments in order, a look at the confidence after each, and a stop when it may."""
 
+import functools
 import itertools
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +17,10 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Input, Policy, Segment, TensorSpec, boundaries
 from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.errors import BundleError, InputError
-from edgekit.runtime import preprocess
+from edgekit.runtime import deadline, preprocess
 from edgekit.runtime.criteria import CRITERIA, Criterion
 from edgekit.runtime.engines import Buffer, Engine, load_engine
+from edgekit.runtime.metrics import Metrics
 
 __all__ = ["Chain", "ChainSpec", "Prediction", "most_rows"]
 
@@ -26,10 +29,18 @@ Array = npt.NDArray[Any]
 _MOST_ROWS = 64
 """Samples that run at once: more gain nothing on a CPU, and their features would fill a device."""
 
+_MEASURED_RUNS = 20
+"""Runs whose 90th percentile is taken for the expected time of each segment."""
+
+Stop = Literal["sure", "final", "deadline"]
+"""Why a sample went no further: an early exit was sure, it was the final exit, or time was up."""
+
 
 class Prediction(NamedTuple):
     """What the chain says of one sample.
 
+    `stop` is "sure" where it left at an early exit that was sure enough, "final" where it came to
+    the final exit, "deadline" where the next segment was not expected to end in time.
     `segment_latency_ms` has the time of each segment that ran, with the look at its exit, where
     the call asked for timings. In a batch it is the time of the batch that the sample ran in.
     """
@@ -38,12 +49,17 @@ class Prediction(NamedTuple):
     label: str
     exit: str
     confidence: float
+    stop: Stop
     segment_latency_ms: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ChainSpec:
-    """What a chain is, apart from its engines: contracts, labels and policy."""
+    """What a chain is, apart from its engines: contracts, labels and policy.
+
+    `most_rows` is how many samples run at once (see the function of that name); `bundle_id` says
+    which bundle the segments are of, if they are of one.
+    """
 
     input: Input
     labels: tuple[str, ...]
@@ -51,7 +67,7 @@ class ChainSpec:
     segments: tuple[Segment, ...]
     policy: Policy
     most_rows: int = _MOST_ROWS
-    """Samples that run at once; see `most_rows`."""
+    bundle_id: str | None = None
 
 
 def most_rows(precision: str) -> int:
@@ -64,12 +80,17 @@ def most_rows(precision: str) -> int:
 
 
 class _Step(NamedTuple):
-    """A segment bound to buffers: run it, read its exit's logits, and hold them to a threshold."""
+    """A segment bound to buffers: run it, read its exit's logits, and hold them to a threshold.
 
+    `depth` counts from 0. `stop` is why a sample that leaves here does.
+    """
+
+    depth: int
     run: Callable[[], None]
     read: Callable[[], Array]
     exit: str
     threshold: float | None
+    stop: Stop
 
 
 class _Plan(NamedTuple):
@@ -105,11 +126,15 @@ class Chain:
         self._thresholds = [*spec.policy.thresholds, None]
         self._dtype = np.dtype(spec.input.dtype)
         self._floats = self._dtype.kind == "f"
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        self.metrics: Metrics | None = None
         self._capacity = 0
         self._buffers: dict[str, Buffer] = {}
         self._plans: dict[int, _Plan] = {}
         self._crossing = boundaries(spec.input.tensor, spec.segments)
+        # Expected ns per segment; empty until a deadline needs them. Copies share the list.
+        self._segment_ns: list[float] = []
+        self._recorded: Callable[[], Sequence[float] | None] = lambda: None
 
     @classmethod
     def load(
@@ -118,23 +143,44 @@ class Chain:
         *,
         variant: str | None = None,
         threads: int | None = None,
+        segment_ms: Sequence[float] | None = None,
+        profile: str | os.PathLike[str] | None = None,
+        metrics: str | os.PathLike[str] | None = None,
     ) -> "Chain":
         """The chain of the bundle at `path`.
 
-        `variant` is the first one by default, `threads` what the target says. Raises BundleError
-        where the bundle is not exactly what was built, DeviceError where its engine is missing or
-        refuses a segment.
+        `variant` is the first one by default, `threads` what the target says. For deadlines,
+        `segment_ms` or `profile` says how long segments take: see `Chain.segment_ms`; a profile is
+        a report that `edgekit bench --json` wrote of this bundle on this device. `metrics` is a
+        file for what the chain does (`Metrics`). Raises BundleError where the bundle is not exactly
+        what was built, DeviceError where its engine is missing or refuses a segment, InputError
+        where the times do not fit or the file cannot be written.
         """
-        return cls.from_bundle(read_bundle(path), variant=variant, threads=threads)
+        return cls.from_bundle(
+            read_bundle(path),
+            variant=variant,
+            threads=threads,
+            segment_ms=segment_ms,
+            profile=profile,
+            metrics=metrics,
+        )
 
     @classmethod
     def from_bundle(
-        cls, bundle: Bundle, *, variant: str | None = None, threads: int | None = None
+        cls,
+        bundle: Bundle,
+        *,
+        variant: str | None = None,
+        threads: int | None = None,
+        segment_ms: Sequence[float] | None = None,
+        profile: str | os.PathLike[str] | None = None,
+        metrics: str | os.PathLike[str] | None = None,
     ) -> "Chain":
         """As `load`, from a bundle that was read already."""
         manifest = bundle.manifest
         chosen = manifest.variant(variant)
-        return cls.from_segments(
+        threads = threads or manifest.target.threads
+        chain = cls.from_segments(
             ChainSpec(
                 manifest.input,
                 manifest.labels,
@@ -142,11 +188,25 @@ class Chain:
                 chosen.segments,
                 manifest.policy,
                 most_rows(manifest.target.precision),
+                manifest.bundle_id,
             ),
             [bundle.segments[segment.path] for segment in chosen.segments],
             engine=manifest.target.engine,
-            threads=threads or manifest.target.threads,
+            threads=threads,
         )
+        if profile is not None:
+            if segment_ms is not None:
+                raise InputError("give segment_ms or a profile: each says how long segments take")
+            segment_ms = deadline.from_report(profile, bundle, chosen.segments, threads)
+        if segment_ms is not None:
+            chain.segment_ms = segment_ms
+        # Kept without the segments' bytes, which the engines hold already.
+        chain._recorded = functools.partial(
+            deadline.from_evidence, replace(bundle, segments={}), chosen.segments, threads
+        )
+        if metrics is not None:
+            Metrics(chain, metrics)
+        return chain
 
     @classmethod
     def from_segments(
@@ -159,10 +219,14 @@ class Chain:
         )
 
     def with_policy(self, policy: Policy) -> "Chain":
-        """The same segments, already loaded, under another policy and with buffers of their own."""
+        """The same segments, already loaded, under another policy and with buffers of their own.
+
+        The two share what is known of the segments' times, and `metrics` counts only the first.
+        """
         other = Chain(replace(self.spec, policy=policy), self.engines)
         # The engines are shared, and not every engine may run twice at once.
-        other._lock = self._lock
+        other.lock = self.lock
+        other._segment_ns, other._recorded = self._segment_ns, self._recorded
         return other
 
     def read(self, path: str | os.PathLike[str]) -> Array:
@@ -176,42 +240,98 @@ class Chain:
         """
         return preprocess.to_tensor(_array(sample), self.spec.input)
 
+    @property
+    def segment_ms(self) -> tuple[float, ...] | None:
+        """The expected ms of each segment with the look at its exit; None while nobody knows them.
+
+        A deadline is held against them. Whoever sets them gives a number per segment, or InputError
+        is raised; the first deadline looks for them in the bundle's evidence if that was measured
+        on a processor like this one, and else measures (`measure`).
+        """
+        return tuple(one / 1e6 for one in self._segment_ns) or None
+
+    @segment_ms.setter
+    def segment_ms(self, segment_ms: Sequence[float]) -> None:
+        self._segment_ns[:] = deadline.expected_ns(segment_ms, len(self.spec.segments))
+
+    def measure(self, sample: Array | None = None) -> tuple[float, ...]:
+        """Run every segment some twenty times on `sample`, or on zeros, and set `segment_ms`.
+
+        Returns what it set, the 90th percentiles in ms. Raises as `one`.
+        """
+        refused = (math.inf,) * (len(self.spec.segments) - 1)
+        chain = self.with_policy(replace(self.spec.policy, thresholds=refused))
+        if sample is None:
+            sample = np.zeros(self.spec.input.shape, self._dtype)
+        chain.one(sample)  # The first run also makes buffers, the engine's among them.
+        runs = [chain.one(sample, timings=True) for _ in range(_MEASURED_RUNS)]
+        found = deadline.expected_ms([run.segment_latency_ms or () for run in runs])
+        self.segment_ms = found
+        return tuple(found)
+
     def __call__(
-        self, x: Array | Sequence[Array], *, timings: bool = False
+        self,
+        x: Array | Sequence[Array],
+        *,
+        timings: bool = False,
+        deadline_ms: float | None = None,
     ) -> Prediction | list[Prediction]:
-        """Classify one sample (`one`), or each sample of a batch (`many`), by the shape of `x`."""
+        """Classify one sample (`one`), or each sample of a batch (`many`), by the shape of `x`.
+
+        Raises InputError for a batch with a deadline.
+        """
         array = _array(x)
         if array.ndim == len(self.spec.input.shape):
-            return self.one(array, timings=timings)
+            return self.one(array, timings=timings, deadline_ms=deadline_ms)
+        if deadline_ms is not None:
+            raise InputError(
+                f"a deadline is for one sample, {list(self.spec.input.shape)}; found "
+                f"{list(array.shape)}: call the chain for each"
+            )
         return self.many(array, timings=timings)
 
-    def one(self, sample: Array, *, timings: bool = False) -> Prediction:
+    def one(
+        self, sample: Array, *, timings: bool = False, deadline_ms: float | None = None
+    ) -> Prediction:
         """Classify one sample of the input's shape and dtype.
 
-        Raises InputError for another shape or dtype, or values that are not finite; DeviceError
-        where an engine fails.
+        With a deadline the first segment runs in any case. Each further one runs only if it is
+        expected (`segment_ms`) to end within `deadline_ms` of the call; else the answer is that of
+        the deepest exit computed. Waiting for another thread's call counts; finding out the
+        expected times, once, does not.
+
+        Raises InputError for another shape or dtype, values that are not finite, or a deadline that
+        is not finite and above 0; DeviceError where an engine fails.
         """
+        due_ns = None if deadline_ms is None else self._due_ns(deadline_ms)
         sample = _array(sample)
-        with self._lock:
+        with self.lock:
             # Few calls and no layers between them: after a segment has filled the processor's
             # caches, every Python or numpy call on this path costs several times what it should.
             clock = time.perf_counter_ns
+            metrics = self.metrics
+            started_ns = clock() if metrics is not None else 0
             times = [clock()] if timings else None
             self._check(sample, sample.shape)
             plan = self._plans.get(1) or self._plan(1)
             plan.write(sample)
             if self._floats and not np.logical_and.reduce(np.isfinite(sample), axis=None):
                 raise _not_finite(sample)
-            for step in plan.steps:
-                step.run()
-                logits = step.read()[0]
+            for depth, run, read, exit, threshold, stop in plan.steps:  # noqa: B007
+                run()
+                logits = read()[0]
                 confidence = float(self._criterion(logits))
                 if times is not None:
                     times.append(clock())
-                if step.threshold is None or confidence >= step.threshold:
+                if threshold is None or confidence >= threshold:
+                    break
+                if due_ns is not None and clock() + self._segment_ns[depth + 1] > due_ns:
+                    stop = "deadline"  # noqa: PLW2901
                     break
             index = int(logits.argmax())
-        return Prediction(index, self.spec.labels[index], step.exit, confidence, _latencies(times))
+            if metrics is not None:
+                metrics.add(depth, confidence, started_ns, clock(), stop)
+        return Prediction(index, self.spec.labels[index], exit, confidence, stop, _latencies(times))
 
     def many(self, samples: Array, *, timings: bool = False) -> list[Prediction]:
         """Classify a batch: the input's shape behind any number of samples, none included.
@@ -220,7 +340,7 @@ class Chain:
         in parts. Raises as `one`.
         """
         samples = _array(samples)
-        with self._lock:
+        with self.lock:
             self._check(samples, samples.shape[1:])
             found: list[Prediction] = []
             most = self.spec.most_rows
@@ -239,7 +359,7 @@ class Chain:
 
     def tensors(self, samples: Array) -> dict[str, Array]:
         """Every tensor of the chain by name, with no exit taken: to find where an error begins."""
-        with self._lock:
+        with self.lock:
             self._check(samples, samples.shape[1:])
             most = self.spec.most_rows
             parts = [
@@ -253,7 +373,7 @@ class Chain:
 
         They use the chain's buffers, so they must not run beside a call of the chain.
         """
-        with self._lock:
+        with self.lock:
             self._check(samples, samples.shape[1:])
             return [step.run for step in self._start(samples)]
 
@@ -265,14 +385,27 @@ class Chain:
             name: memory.reader(buffer, rows)().copy() for name, buffer in self._buffers.items()
         }
 
+    def _due_ns(self, deadline_ms: float) -> float:
+        """When a call that begins now must end, on the clock; the expected times are known then."""
+        budget_ns = deadline.budget_ns(deadline_ms)
+        if not self._segment_ns:
+            recorded = self._recorded()
+            if recorded is None:
+                self.measure()
+            else:
+                self.segment_ms = recorded
+        return time.perf_counter_ns() + budget_ns
+
     def _many(self, samples: Array, timings: bool) -> list[Prediction]:
         clock = time.perf_counter_ns
+        metrics = self.metrics
+        started_ns = clock() if metrics is not None else 0
         times = [clock()] if timings else None
         steps = self._start(samples)
         remaining = np.arange(len(samples))
         result: dict[int, Prediction] = {}
         for k in range(len(steps)):
-            run, read, exit, threshold = steps[k]
+            _, run, read, exit, threshold, stop = steps[k]
             run()
             logits = read()
             confidences = self._criterion(logits)
@@ -283,13 +416,17 @@ class Chain:
                 leaves = confidences >= threshold
             if times is not None:
                 times.append(clock())
+            ended_ns = clock() if metrics is not None else 0
             for row in np.flatnonzero(leaves):
+                if metrics is not None:
+                    metrics.add(k, float(confidences[row]), started_ns, ended_ns, stop)
                 index = int(classes[row])
                 result[int(remaining[row])] = Prediction(
                     index,
                     self.spec.labels[index],
                     exit,
                     float(confidences[row]),
+                    stop,
                     _latencies(times),
                 )
             if leaves.all():
@@ -334,9 +471,8 @@ class Chain:
             self._capacity = rows
         buffers = self._buffers
         steps = []
-        for segment, engine, threshold in zip(
-            segments, self.engines, self._thresholds, strict=True
-        ):
+        bound = zip(segments, self.engines, self._thresholds, strict=True)
+        for depth, (segment, engine, threshold) in enumerate(bound):
             run = engine.bind(
                 {name: buffers[name] for name in segment.inputs},
                 {name: buffers[name] for name in segment.outputs},
@@ -344,9 +480,9 @@ class Chain:
             )
             # Its exit is the last that it computes: the undivided network computes them all.
             exit = segment.exits[-1]
-            steps.append(
-                _Step(run, memory.reader(buffers[exit.logits], rows), exit.name, threshold)
-            )
+            read = memory.reader(buffers[exit.logits], rows)
+            stop: Stop = "final" if threshold is None else "sure"
+            steps.append(_Step(depth, run, read, exit.name, threshold, stop))
         plan = _Plan(memory.writer(buffers[self.spec.input.tensor], rows), steps)
         self._plans[rows] = plan
         return plan

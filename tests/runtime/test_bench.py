@@ -51,7 +51,7 @@ def test_a_report_has_every_key(measured: Report) -> None:
     for exit in measured["exits"]:
         assert exit.keys() == {"name", "rate", "accuracy", "latency_ms"}
     for segment in measured["segments"]:
-        assert segment.keys() == {"name", "latency_ms"}
+        assert segment.keys() == {"name", "latency_ms", "p90_ms"}
 
 
 def test_a_report_is_plain_data(measured: Report) -> None:

@@ -58,11 +58,14 @@ def walk(chain: Chain, sample: Array) -> Prediction:
         if confidence >= threshold or exit == EXITS[-1]:
             break
     index = int(logits[0].argmax())
-    return Prediction(index, LABELS[index], exit, confidence)
+    return Prediction(
+        index, LABELS[index], exit, confidence, "final" if exit == EXITS[-1] else "sure"
+    )
 
 
 def agree(found: list[Prediction], expected: list[Prediction]) -> None:
     assert [one[:3] for one in found] == [one[:3] for one in expected]
+    assert [one.stop for one in found] == [one.stop for one in expected]
     np.testing.assert_allclose(
         [one.confidence for one in found], [one.confidence for one in expected], rtol=0, atol=1e-5
     )
