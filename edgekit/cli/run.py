@@ -1,15 +1,18 @@
 """`edgekit run`: classify files."""
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, Terminal, print_error
 from edgekit.errors import InputError
-from edgekit.runtime import Chain
+from edgekit.runtime import Chain, Metrics
+from edgekit.runtime.deadline import budget_ns
 
 __all__ = ["run"]
 
@@ -20,36 +23,53 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads.", show_default="the target's")
     ] = None,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(help="Answer with the deepest exit that is expected to be done by then."),
+    ] = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(help="Append exit counts, confidences and latencies to this JSON lines file."),
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Classify files with a bundle, one by one, and say where each left the network."""
     terminal = Terminal(json_to)
+    if deadline_ms is not None:
+        budget_ns(deadline_ms)  # Refused here, and not once for every file.
     found_bundle = read_bundle(bundle)
     chain = Chain.from_bundle(found_bundle, threads=threads)
+    source = found_bundle.manifest.input
+    # The first run also makes the engine's buffers: not what is timed or counted.
+    chain.logits(np.zeros((1, *source.shape), source.dtype))
     rows: list[list[str]] = []
     report: list[dict[str, Any]] = []
     failed = False
-    for file in files:
-        try:
-            x = chain.read(file)
-            if not rows:
-                chain.one(x)  # The first call also makes the engine's buffers: not what is timed.
-            found = chain.one(x, timings=True)
-        except InputError as error:
-            # One bad file among many does not lose the others their answer.
-            print_error(str(error) if str(file) in str(error) else f"{file}: {error}")
-            failed = True
-            continue
-        assert found.segment_latency_ms is not None  # noqa: S101  (timings were asked for)
-        latency_ms = sum(found.segment_latency_ms)
-        rows.append(
-            [str(file), found.label, f"{found.confidence:.4f}", found.exit, f"{latency_ms:.3f}"]
-        )
-        confidence = found.confidence if math.isfinite(found.confidence) else None
-        entry = {**found._asdict(), "confidence": confidence, "latency_ms": latency_ms}
-        report.append({"file": str(file), **entry})
+    with ExitStack() as stack:
+        if metrics is not None:
+            stack.enter_context(Metrics(chain, metrics))
+        for file in files:
+            try:
+                x = chain.read(file)
+                found = chain.one(x, timings=True, deadline_ms=deadline_ms)
+            except InputError as error:
+                # One bad file among many does not lose the others their answer.
+                print_error(str(error) if str(file) in str(error) else f"{file}: {error}")
+                failed = True
+                continue
+            assert found.segment_latency_ms is not None  # noqa: S101  (timings were asked for)
+            latency_ms = sum(found.segment_latency_ms)
+            confidence = f"{found.confidence:.4f}"
+            rows.append(
+                [str(file), found.label, confidence, found.exit, found.stop, f"{latency_ms:.3f}"]
+            )
+            entry = found._asdict()
+            if not math.isfinite(found.confidence):
+                entry["confidence"] = None
+            report.append({"file": str(file), **entry, "latency_ms": latency_ms})
     if rows:
-        terminal.table("Predictions", ["file", "class", "confidence", "exit", "ms"], rows)
+        columns = ["file", "class", "confidence", "exit", "stop", "ms"]
+        terminal.table("Predictions", columns, rows)
     terminal.json({"bundle_id": found_bundle.manifest.bundle_id, "predictions": report})
     if failed:
         raise typer.Exit(InputError.exit_code)

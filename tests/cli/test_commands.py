@@ -77,6 +77,34 @@ def test_run_says_class_exit_and_confidence_per_file(cli, built_tiny, tmp_path):
     assert len({entry["exit"] for entry in report}) > 1
 
 
+def test_run_cuts_short_at_a_deadline_and_says_so(cli, tiny_bundle):
+    from edgekit.bundle.manifest import EVIDENCE_NAME, seal, unseal
+    from edgekit.runtime.device import describe
+
+    evidence = tiny_bundle / EVIDENCE_NAME
+    document = unseal(evidence.read_bytes(), EVIDENCE_NAME)
+    document.update(segment_latency_ms=[0.1, 1e6, 1e6], host=describe())
+    evidence.write_bytes(seal(document))
+    pictures = sorted((tiny_bundle / "golden").glob("*.png"))
+    ended = cli("run", tiny_bundle, *pictures, "--deadline-ms", 50, "--json", "-")
+    report = json.loads(ended.out)["predictions"]
+    assert {entry["exit"] for entry in report} == {"first"}
+    assert {entry["stop"] for entry in report} == {"sure", "deadline"}
+    for entry in report:
+        assert (entry["confidence"] >= 0.30) is (entry["stop"] == "sure")
+    assert " deadline " in ended.err
+    ended = cli("run", tiny_bundle, *pictures, "--json", "-")
+    assert {entry["stop"] for entry in json.loads(ended.out)["predictions"]} == {"sure", "final"}
+
+
+def test_run_counts_exactly_the_files(cli, built_tiny, tmp_path):
+    pictures = sorted((built_tiny / "golden").glob("*.png"))
+    file = tmp_path / "metrics.jsonl"
+    assert cli("run", built_tiny, *pictures, tmp_path / "absent.png", "--metrics", file).code == 1
+    (line,) = map(json.loads, file.read_text().splitlines())
+    assert line["samples"] == sum(exit["count"] for exit in line["exits"]) == len(pictures)
+
+
 def test_verify_says_what_was_held_against_what(cli, built_tiny):
     ended = cli("verify", built_tiny, "--json", "-")
     assert ended.code == 0

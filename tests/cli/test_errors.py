@@ -174,6 +174,18 @@ def test_a_picture_of_another_size_says_what_fits(cli, tiny_bundle, tmp_path):
     assert_refused(ended, 1, "wide.png", "float32 [1, 8, 8]", "[1, 7, 9]")
 
 
+@pytest.mark.parametrize("deadline_ms", ["0", "-1", "nan", "inf"])
+def test_a_deadline_that_is_no_time_is_refused_once(cli, tiny_bundle, deadline_ms):
+    pictures = sorted((tiny_bundle / "golden").glob("*.png"))
+    ended = cli("run", tiny_bundle, *pictures, "--deadline-ms", deadline_ms)
+    assert_refused(ended, 1, "a deadline is a finite number of ms above 0")
+
+
+def test_metrics_that_cannot_be_written_are_refused_before_the_first_file(cli, tiny_bundle):
+    ended = cli("run", tiny_bundle, "absent.png", "--metrics", tiny_bundle / "no/such.jsonl")
+    assert_refused(ended, 1, "no/such.jsonl: metrics cannot be written there")
+
+
 def test_wrong_usage_is_exit_code_2(cli):
     assert cli("bench").code == 2
     assert cli("bulid").code == 2
