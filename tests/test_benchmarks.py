@@ -19,6 +19,15 @@ def test_thread_pools_are_compared_in_processes_of_their_own(built_tiny):
     assert [line.split()[0] for line in printed.splitlines()] == ["quiet", "spin", "stop", "global"]
 
 
+def test_the_cost_of_metrics_and_deadlines_is_measured_in_one_process(built_tiny):
+    printed = run("benchmarks/metrics_cost.py", built_tiny, "--runs", 5).splitlines()
+    names = ["plain", "again", "metrics", "deadline", "both", "window"]
+    assert [line.split()[0] for line in printed] == names
+    assert "ratio 1.0000" in printed[0]
+    for line in printed:
+        assert float(line.split()[2]) > 0
+
+
 @pytest.mark.slow
 def test_the_benchmark_page_is_written_and_resnet18_is_exact(tmp_path):
     page, output = tmp_path / "page.md", tmp_path / "built"
