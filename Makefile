@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow bench format clean
+.PHONY: demo test test-slow bench pins format clean
 
 demo: $(READY)
 	$(BIN)/edgekit build recipes/digits/recipe.yaml --target host
@@ -26,6 +26,14 @@ test-slow: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+# What a device installs, the newest versions that each Python can have. Review what changes.
+pins: $(READY)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --only-binary :all: \
+	  --no-annotate --custom-compile-command "make pins" \
+	  --extra onnxruntime --extra images --output-file targets/onnxruntime.txt pyproject.toml
+	sed -i "s/ \(and\|;\) sys_platform == 'linux'$$//" targets/onnxruntime.txt
 
 format: $(READY)
 	$(BIN)/ruff check --fix

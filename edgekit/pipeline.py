@@ -50,6 +50,7 @@ def build(
     progress: "Progress | None" = None,
     *,
     cache: Cache | None = None,
+    wheelhouse: bool = False,
 ) -> Built:
     """Build the recipe for the target into the folder `output`.
 
@@ -57,7 +58,7 @@ def build(
     after it was read back and agreed with PyTorch; until then, and whatever happens, `output` is as
     it was. Raises an EdgekitError that names the stage.
     """
-    return carry_out(Plan(recipe, target, cache), output, progress)
+    return carry_out(Plan(recipe, target, cache, wheelhouse=wheelhouse), output, progress)
 
 
 def carry_out(plan: Plan, output: Path, progress: "Progress | None" = None) -> Built:
@@ -76,7 +77,9 @@ def carry_out(plan: Plan, output: Path, progress: "Progress | None" = None) -> B
         )
         quantized = run(Quantize(run.backend, recipe, target, run.splits, run.reach()), optimized)
         tuned = quantized and Tuned(quantized, Policy(recipe.policy.criterion, recipe.thresholds))
-        contents = run(Build(recipe, target, run.backend, run.splits), tuned)
+        contents = run(
+            Build(recipe, target, run.backend, run.splits, wheelhouse=plan.wheelhouse), tuned
+        )
         assert contents is not None  # noqa: S101  (what is built is never kept without its proof)
         files = {**contents.files, MANIFEST_NAME: seal(contents.document)}
         write_files(folder, files)
@@ -238,6 +241,7 @@ class _Run:
             "bundle_id": bundle.manifest.bundle_id,
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "golden": dataclasses.asdict(golden),
+            "segment_latency_ms": chain.measure(),
             "stages": self.stages,
             "proof": [
                 {"segment": one.name, "proven": "executed", "by": engine.version}

@@ -1,10 +1,11 @@
 """The target: a device as data."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from edgekit.config import Strict, apply_overrides, parse, read_yaml
 from edgekit.errors import RecipeError
@@ -36,6 +37,21 @@ class Target(Strict):
     """The versions of Python that the device may have."""
     platforms: tuple[str, ...] = ()
     """The platform tags of the wheels that the device takes, best first, as pip reads them."""
+
+    @field_validator("python")
+    @classmethod
+    def _python_fits(cls, python: tuple[str, ...]) -> tuple[str, ...]:
+        for version in python:
+            # 3.10 without quotes is the number 3.1 to YAML.
+            if not re.fullmatch(r"3\.\d\d", version):
+                raise ValueError(f'{version!r} is no version such as "3.13", in quotes')
+        return python
+
+    @property
+    def requires_python(self) -> str:
+        """The versions of `python`, from the oldest to the newest, as a version specifier."""
+        minors = [int(version.partition(".")[2]) for version in self.python]
+        return f">=3.{min(minors)},<3.{max(minors) + 1}"
 
 
 def target_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""The device: a wheel, numpy, typer and one engine, and nothing of what the host builds with."""
+"""The device: what a bundle installs out of its own files, and nothing of the host's."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.bundle.reader import read_bundle
 from tests.conftest import ROOT, once
 
 OLDEST = (3, 10)
@@ -47,22 +48,13 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def device(tmp_path_factory, wheel: Path) -> Path:
-    """The `bin` of an environment as a device has it."""
+def device(tmp_path_factory, digits_bundle: Path) -> Path:
+    """The `bin` of an environment as a device has it: what the bundle says, and nothing else."""
 
     def make(folder: Path) -> None:
-        python = oldest_python()
-        subprocess.run([python, "-m", "venv", folder], check=True)
-        version = subprocess.run(
-            [folder / "bin/python", "-c", "import sys; print(sys.version_info[:2] < (3, 11))"],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        pins = "device-py310.txt" if version.stdout.strip() == "True" else "host.txt"
-        command = [
-            folder / "bin/python", "-m", "pip", "install", "--quiet",
-            "-c", ROOT / "constraints" / pins, f"{wheel}[onnxruntime,images]",
-        ]  # fmt: skip
-        subprocess.run(command, check=True)
+        subprocess.run([oldest_python(), "-m", "venv", folder], check=True)
+        pip = [folder / "bin/python", "-m", "pip", "install", "--quiet", "-r"]
+        subprocess.run([*pip, digits_bundle / "install/requirements.txt"], check=True)
 
     return once(tmp_path_factory, "device", make) / "bin"
 
@@ -136,10 +128,25 @@ def test_the_wheel_ships_targets_and_recipes_and_no_rubbish(wheel):
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
 
 
-def test_recipes_and_targets_are_found_from_an_installed_wheel(device):
-    ended = run(
-        device, "python", "-c", "from edgekit.shipped import shipped; print(shipped('recipes'))"
-    )
+def test_recipes_and_targets_are_found_from_an_installed_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    ended = subprocess.run(
+        [sys.executable, "-c", "from edgekit.shipped import shipped; print(shipped('recipes'))"],
+        check=True, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
     folder = Path(ended.stdout.strip())
-    assert folder.parent.name == "_shipped"
+    assert folder == tmp_path / "edgekit/_shipped/recipes"
     assert (folder / "digits/recipe.yaml").is_file()
+
+
+def test_a_device_has_what_the_bundle_pins_and_nothing_else(device, digits_bundle):
+    ended = run(device, "python", "-m", "pip", "list", "--format", "json")
+    found = {one["name"].lower().replace("_", "-"): one for one in json.loads(ended.stdout)}
+    pinned = read_bundle(digits_bundle).manifest.requirements.packages
+    allowed = {line.partition(" ;")[0] for line in pinned}
+    assert {f"{name}=={one['version']}" for name, one in found.items()} - allowed <= {
+        f"{name}=={found[name]['version']}" for name in ("pip", "setuptools") if name in found
+    }
+    assert f"edgekit=={found['edgekit']['version']}" == pinned[0]
+    assert {"numpy", "onnxruntime", "pillow", "typer"} <= found.keys()

@@ -61,6 +61,11 @@ def test_values_may_be_set() -> None:
     assert load_target("host").threads == 1
 
 
+def test_a_range_of_pythons_covers_the_oldest_and_the_newest() -> None:
+    assert load_target("rpi4b").requires_python == ">=3.10,<3.14"
+    assert load_target("rpi4b", {"python": ["3.13"]}).requires_python == ">=3.13,<3.14"
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
@@ -73,6 +78,8 @@ def test_values_may_be_set() -> None:
         ({"opset": 24}, "opset: "),
         ({"precision": "int4"}, "precision: "),
         ({"engine": "abacus"}, "engine: "),
+        ({"python": [3.1]}, "python: '3.1' is no version such as \"3.13\", in quotes"),
+        ({"python": []}, "python: "),
         ({"threads.most": 4}, "--set threads.most"),
     ],
 )

@@ -79,9 +79,6 @@ class Backend(Protocol):
     suffix: str
     """How a segment's file name ends."""
 
-    packages: tuple[str, ...]
-    """What the device must install, as pip reads it."""
-
     def lower(
         self, part: Part[fx.GraphModule], examples: tuple[torch.Tensor, ...], target: Target
     ) -> bytes:

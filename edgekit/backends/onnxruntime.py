@@ -43,7 +43,6 @@ class OnnxRuntimeBackend:
     """See `edgekit.backends.Backend`."""
 
     suffix = ".onnx"
-    packages = ("onnxruntime>=1.20",)
     passes = {  # noqa: RUF012  (a constant of the class)
         "fold": ("fold",),
         "onnxoptimizer": tuple(

@@ -204,17 +204,27 @@ class Input:
 
 @dataclass(frozen=True)
 class Target:
-    """The target that the segments were built for."""
+    """The target that the segments were built for.
+
+    `machine` is what `uname -m` says there, `board` how its name in the device tree begins; None
+    where any will do.
+    """
 
     name: str
     engine: str
     precision: str
     threads: int
+    machine: str | None
+    board: str | None
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What the device must have: Python (a version specifier) and packages, as pip reads them."""
+    """What the device must have: Python (`>=3.10,<3.14`) and packages, as pip reads them.
+
+    The packages are edgekit's own wheel, whose version is a hash of its content, and exact versions
+    of everything that it needs; `install/requirements.txt` holds the same lines.
+    """
 
     python: str
     packages: tuple[str, ...]

@@ -57,7 +57,10 @@ def _print(terminal: Terminal, report: dict[str, Any]) -> None:
         f"{report['name']} for {report['target']}: {report['engine']}, {report['precision']}, "
         f"{threads}, {report['samples']} samples x {report['rounds']} rounds, batch 1"
     )
-    terminal.line(f"on {report['device']['cpu']} ({report['device']['machine']})\n")
+    terminal.line(f"on {report['device']['cpu']} ({report['device']['machine']})")
+    if not report["on_target"]:
+        terminal.line(f"Not on the target: {report['other_device']}")
+    terminal.line()
     plain_ms = report["plain"]["latency_ms"]["mean"]
     contenders = [
         ("chain", report),

@@ -7,8 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from edgekit.bundle.manifest import Manifest
-from edgekit.cli.output import JsonOption, StageProgress, Terminal, print_segments
+from edgekit.cli.output import (
+    JsonOption,
+    StageProgress,
+    Terminal,
+    bytes_text,
+    print_segments,
+)
 from edgekit.errors import DeviceError
+from edgekit.runtime.device import describe, other_than_target
 
 __all__ = ["SetOption", "build", "require", "resolve"]
 
@@ -29,6 +36,10 @@ def build(
         Path | None, typer.Option(help="The bundle's folder.", show_default="build/RECIPE/TARGET")
     ] = None,
     settings: SetOption = [],  # noqa: B006  (typer reads it, nobody changes it)
+    wheelhouse: Annotated[
+        bool,
+        typer.Option("--wheelhouse", help="Add the wheels that a device without a network needs."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve everything, show it, and stop.")
     ] = False,
@@ -53,7 +64,7 @@ def build(
     from edgekit.plan import STAGES, Plan, restore
 
     cache = Cache(default_folder()) if use_cache else None
-    plan = Plan(the_recipe, the_target, cache)
+    plan = Plan(the_recipe, the_target, cache, wheelhouse=wheelhouse)
     reasons = plan.reasons()
     stages = {name: reasons.get(name, "cached") for name in STAGES}
     if dry_run:
@@ -128,4 +139,17 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any], fol
     for stage in evidence["stages"]:
         if "warning" in stage["notes"]:
             terminal.line(f"\nNote: {stage['notes']['warning']}")
-    terminal.line(f"\nWrote {folder} ({manifest.bundle_id[:12]}). Next: edgekit bench {folder}")
+    wheels = [file for file in manifest.files if file.path.endswith(".whl")]
+    if len(wheels) > 1:  # Its own travels always.
+        size = bytes_text(sum(file.size_bytes for file in wheels))
+        terminal.line(
+            f"\n{folder / 'install'} holds {len(wheels)} wheels, {size}, for Python "
+            f"{manifest.requirements.python}"
+        )
+    terminal.line(f"\nWrote {folder} ({manifest.bundle_id[:12]}). Next: {_next(manifest, folder)}")
+
+
+def _next(manifest: Manifest, folder: Path) -> str:
+    if other_than_target(manifest.target, describe()) is None:
+        return f"edgekit bench {folder}"
+    return f"copy it to the device; there, pip install -r {folder.name}/install/requirements.txt"

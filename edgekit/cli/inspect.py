@@ -66,7 +66,8 @@ def _print_bundle(terminal: Terminal, manifest: Manifest) -> None:
     terminal.line(f"  input     {size} {source.dtype}" + (" from images" if source.image else ""))
     terminal.line(f"  classes   {len(manifest.labels)}")
     terminal.line(f"  policy    {manifest.policy.criterion}: {thresholds or 'no early exit'}")
+    own, *others = manifest.requirements.packages
     terminal.line(
-        f"  needs     Python {manifest.requirements.python}, "
-        f"{', '.join(manifest.requirements.packages)}\n"
+        f"  needs     Python {manifest.requirements.python}, {own}, and {len(others)} pins in "
+        "install/requirements.txt\n"
     )

@@ -16,7 +16,14 @@ from rich.table import Table
 from edgekit.bundle.manifest import TensorSpec, Variant, boundaries
 from edgekit.errors import BuildError
 
-__all__ = ["JsonOption", "StageProgress", "Terminal", "print_error", "print_segments"]
+__all__ = [
+    "JsonOption",
+    "StageProgress",
+    "Terminal",
+    "bytes_text",
+    "print_error",
+    "print_segments",
+]
 
 JsonOption = Annotated[
     str | None,

@@ -9,6 +9,7 @@ import typer
 from edgekit.bundle.reader import read_bundle, read_evidence
 from edgekit.cli.output import JsonOption, Terminal
 from edgekit.runtime import Chain
+from edgekit.runtime.device import describe, other_than_target
 from edgekit.runtime.verify import verify_golden
 
 __all__ = ["verify"]
@@ -33,6 +34,9 @@ def verify(
         f"golden    {golden.samples} samples leave where they did, with the same class; logits "
         f"within {worst:.1e} (limit {golden.limit:.1e})"
     )
+    other_device = other_than_target(found.manifest.target, describe())
+    if other_device is not None:
+        terminal.line(f"device    not the target: {other_device}")
     terminal.line(f"\n{bundle} is sound.")
     terminal.line(f"bundle_id {found.manifest.bundle_id} (what is deployed)")
     terminal.line(f"seal      {found.seal} (the whole manifest)")
@@ -43,5 +47,7 @@ def verify(
             "files": len(files),
             "golden": dataclasses.asdict(golden),
             "engine": chain.engines[0].version,
+            "on_target": other_device is None,
+            "other_device": other_device,
         }
     )

@@ -22,7 +22,7 @@ from edgekit.errors import InputError
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain, ChainSpec
 from edgekit.runtime.deadline import expected_ms
-from edgekit.runtime.device import describe
+from edgekit.runtime.device import describe, other_than_target
 from edgekit.runtime.verify import load_array
 
 __all__ = ["bench", "latency_summary", "load_test_data", "verdict"]
@@ -127,6 +127,8 @@ def bench(
     mean_ms = {name: one.mean_ms for name, one in measured.items()}
     speedup = mean_ms["plain"] / mean_ms["chain"]
     reasons = _doubts(measured, labels, cpu_share if threads == 1 else 1.0)
+    device = describe()
+    other_device = other_than_target(manifest.target, device)
 
     def summary(name: str) -> dict[str, Any]:
         one = measured[name]
@@ -149,6 +151,8 @@ def bench(
         "seal": bundle.seal,
         "name": manifest.name,
         "target": manifest.target.name,
+        "on_target": other_device is None,
+        "other_device": other_device,
         "engine": chain.engines[0].version,
         "precision": manifest.target.precision,
         "threads": threads,
@@ -175,7 +179,7 @@ def bench(
         "efficiency": predicted_ms / mean_ms["chain"],
         "valid": not reasons,
         "reasons": reasons,
-        "device": describe(),
+        "device": device,
     }
     report["verdict"] = verdict(report)
     return report
@@ -242,6 +246,8 @@ def verdict(report: dict[str, Any]) -> str:
         if other_ms < chain_ms:
             text += f" But {other['name']} is faster still: {other_ms:.3f} ms"
             text += f" at {other['accuracy']:.1%}." if accuracy is not None else "."
+    if not report["on_target"]:
+        text += f" These are not the target's figures: {report['other_device']}."
     if not report["valid"]:
         text += " Do not rely on these figures: " + "; ".join(report["reasons"]) + "."
     return text

@@ -6,13 +6,15 @@ import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe", "package_versions"]
+from edgekit.bundle.manifest import Target
+
+__all__ = ["describe", "other_than_target", "package_versions"]
 
 ENGINE_PACKAGES = ("onnxruntime", "ai-edge-litert", "tflite-runtime", "tensorrt")
 
 
 def describe() -> dict[str, Any]:
-    """This machine as plain data: processor, memory, system, Python and engine packages."""
+    """This machine as plain data: processor, memory, system, Python and packages."""
     return {
         "machine": platform.machine(),
         "cpu": _cpu(),
@@ -22,8 +24,21 @@ def describe() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": package_versions(("numpy", *ENGINE_PACKAGES)),
+        "packages": package_versions(("edgekit", "numpy", *ENGINE_PACKAGES)),
     }
+
+
+def other_than_target(target: Target, facts: dict[str, Any]) -> str | None:
+    """How the machine of `facts` (see `describe`) is not the target, in words; None where it is.
+
+    Where a target names no machine and no board, every machine is one.
+    """
+    as_wanted = facts["machine"] == (target.machine or facts["machine"])
+    if as_wanted and facts["cpu"].startswith(target.board or ""):
+        return None
+    wanted = ", ".join(filter(None, (target.machine, target.board)))
+    found = f"{facts['machine']}, {facts['cpu']}"
+    return f"built for {target.name} ({wanted}); this is {found}"
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:

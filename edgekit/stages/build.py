@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 import edgekit
+from edgekit import install
 from edgekit.backends import TOOLS, Backend
 from edgekit.bundle import manifest as m
 from edgekit.check import chain_of
 from edgekit.data import Split, first_of
-from edgekit.errors import RecipeError
+from edgekit.errors import BuildError, RecipeError
 from edgekit.recipe import Recipe
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain
@@ -62,52 +63,69 @@ class Contents:
 
 
 class Build(Stage[Tuned, Contents]):
-    """Collects the bundle: segments, baselines, golden samples, the test split, the manifest."""
+    """Collects the bundle: segments, baselines, golden samples, test split, what to install."""
 
     name = "build"
     requires = Tuned
     ensures = Contents
 
     def __init__(
-        self, recipe: Recipe, target: Target, backend: Backend, splits: dict[str, Split]
+        self,
+        recipe: Recipe,
+        target: Target,
+        backend: Backend,
+        splits: dict[str, Split],
+        *,
+        wheelhouse: bool = False,
     ) -> None:
+        """With `wheelhouse` the wheels of everything that a device installs travel with it."""
         self.recipe = recipe
         self.target = target
         self.backend = backend
         self.splits = splits
+        self.wheelhouse = wheelhouse
 
     def __call__(self, artifact: Tuned, step: Step) -> StageResult[Contents]:
-        """Raises RecipeError where the labels do not fit the classes the network has."""
+        """Raises RecipeError where the labels do not fit the classes the network has.
+
+        BuildError where the chain does not fit the target's memory, or wheels cannot be had.
+        """
         recipe, target = self.recipe, self.target
         parts, policy = artifact.segments, artifact.policy
         source = recipe.manifest_input(parts.input)
         labels = self._labels(parts)
+        notes = self._memory(parts)
         files: dict[str, bytes] = {}
         step("golden samples")
         chain = chain_of(parts, parts.chain, source, labels, policy, target)
         golden = self._golden(chain, files)
         test_data = self._test_data(source, files)
+        requirements = self._install(files, step)
         variant = "default"
         listed = tuple(_file(path, content) for path, content in files.items())
         segments = tuple(self._segment(part, "segments", files) for part in parts.chain)
         plain, whole = (
             self._segment(part, "baselines", files) for part in (parts.plain, parts.whole)
         )
-        packages = ["numpy>=1.26", *self.backend.packages]
-        if source.image:
-            packages.append("pillow>=10.0")
         document = dataclasses.asdict(
             m.Manifest(
                 format_version=m.FORMAT_VERSION,
                 bundle_id="",
                 name=recipe.name,
-                target=m.Target(target.name, target.engine, target.precision, target.threads),
+                target=m.Target(
+                    target.name,
+                    target.engine,
+                    target.precision,
+                    target.threads,
+                    target.machine,
+                    target.board,
+                ),
                 input=source,
                 labels=labels,
                 policy=policy,
                 variants=(m.Variant(variant, parts.exits, parts.tensors, segments),),
                 baselines=(m.Baselines(variant, plain, whole),),
-                requirements=m.Requirements(">=3.10", tuple(packages)),
+                requirements=requirements,
                 golden=golden,
                 test_data=test_data,
                 files=listed,
@@ -116,7 +134,7 @@ class Build(Stage[Tuned, Contents]):
             )
         )
         document["bundle_id"] = m.identify(document)
-        return StageResult(Contents(document, files))
+        return StageResult(Contents(document, files), notes)
 
     def _labels(self, segments: Segments[bytes]) -> tuple[str, ...]:
         last = segments.chain[-1].logits[segments.exits[-1]]
@@ -181,6 +199,37 @@ class Build(Stage[Tuned, Contents]):
         if split.labels is not None:
             files[labels] = _npy(split.labels)
         return m.TestData(inputs, labels if split.labels is not None else None, len(split))
+
+    def _memory(self, segments: Segments[bytes]) -> dict[str, Any]:
+        """Refuse a chain that the device cannot load; a note where it can, but not `bench`."""
+        limit = self.target.memory_bytes
+        # Each file is read whole to be hashed, and stays; the engine makes a copy of its own.
+        chain_bytes = 2 * sum(len(part.program) for part in segments.chain)
+        bench_bytes = 2 * sum(len(part.program) for part in segments.parts())
+        where = f"{self.target.name} has {(limit or 0) / 1e6:,.0f} MB"
+        if limit is not None and chain_bytes > limit:
+            raise BuildError(
+                f"the chain needs {chain_bytes / 1e6:,.0f} MB to be loaded (twice its files' size: "
+                f"as read, and in the engine), and {where}; make the network smaller, or "
+                "--set target.memory_bytes=BYTES for a device that has more"
+            )
+        if limit is not None and bench_bytes > limit:
+            return {
+                "warning": f"bench also loads the undivided networks, which takes "
+                f"{bench_bytes / 1e6:,.0f} MB, and {where}"
+            }
+        return {}
+
+    def _install(self, files: dict[str, bytes], step: Step) -> m.Requirements:
+        """What the device installs from, into `files`; and what that is, for the manifest."""
+        target = self.target
+        wheel, pins = install.own_wheel(), install.pins(target.engine)
+        packages = (f"edgekit=={wheel.version}", *pins)
+        found = {"requirements.txt": install.requirements_file(packages), wheel.name: wheel.content}
+        if self.wheelhouse:
+            found |= install.wheelhouse(pins, target.python, target.platforms, target.machine, step)
+        files |= {f"install/{name}": content for name, content in found.items()}
+        return m.Requirements(target.requires_python, packages)
 
     def _segment(self, part: Part[bytes], folder: str, files: dict[str, bytes]) -> m.Segment:
         file = _file(f"{folder}/{part.name}{self.backend.suffix}", part.program)

@@ -53,7 +53,14 @@ DOCUMENT: Document = {
     "format_version": 1,
     "bundle_id": "",
     "name": "small",
-    "target": {"name": "host", "engine": "onnxruntime", "precision": "fp32", "threads": 1},
+    "target": {
+        "name": "host",
+        "engine": "onnxruntime",
+        "precision": "fp32",
+        "threads": 1,
+        "machine": None,
+        "board": "Raspberry Pi 4",
+    },
     "input": {
         "tensor": "x",
         "dtype": "float32",

@@ -63,6 +63,7 @@ def test_a_report_says_what_was_measured(measured: Report, bundle: Bundle) -> No
     assert measured["engine"].startswith("onnxruntime ")
     assert (measured["target"], measured["precision"], measured["threads"]) == ("host", "fp32", 1)
     assert (measured["samples"], measured["rounds"]) == (24, 2)
+    assert (measured["on_target"], measured["other_device"]) == (True, None)
     assert measured["verdict"] == verdict(measured)
     assert measured["valid"] is (measured["reasons"] == [])
 
@@ -197,6 +198,8 @@ def report(chain_ms: float, plain_ms: float, **changes: Any) -> Report:
         "plain": {"latency_ms": {"mean": plain_ms}, "accuracy": 0.875},
         "speedup": plain_ms / chain_ms,
         "beside": [],
+        "on_target": True,
+        "other_device": None,
         "valid": True,
         "reasons": [],
         **changes,
@@ -263,6 +266,22 @@ def test_a_faster_network_beside_is_named_and_a_slower_is_not() -> None:
     text = verdict(report(1.0, 2.0, beside=beside))
     assert text.endswith(" But static is faster still: 0.500 ms at 80.0%.")
     assert "slow" not in text
+
+
+def test_figures_of_another_device_are_not_the_targets() -> None:
+    text = verdict(report(1.0, 2.0, on_target=False, other_device="built for a; this is b"))
+    assert text.endswith(" These are not the target's figures: built for a; this is b.")
+
+
+def test_a_bundle_for_another_device_is_measured_but_says_so(
+    bundle: Bundle, data: tuple[Array, Array]
+) -> None:
+    target = replace(bundle.manifest.target, name="toaster", machine="mips", board="Toaster 2")
+    other = replace(bundle, manifest=replace(bundle.manifest, target=target))
+    found = bench(other, data[0][:2], None, rounds=1)
+    assert found["on_target"] is False
+    assert found["other_device"].startswith("built for toaster (mips, Toaster 2); this is ")
+    assert found["other_device"] in found["verdict"]
 
 
 def test_an_invalid_run_says_why() -> None:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
-from edgekit.runtime.device import describe, package_versions
+from edgekit.bundle.manifest import Target
+from edgekit.runtime.device import describe, other_than_target, package_versions
 
 
 def test_a_machine_is_described_in_plain_data() -> None:
@@ -25,6 +27,7 @@ def test_a_machine_is_described_as_it_is() -> None:
     assert found["memory_bytes"] > 2**26
     assert found["cpu"].strip() == found["cpu"] != ""
     assert found["packages"]["numpy"] == np.__version__
+    assert found["packages"]["edgekit"] == importlib.metadata.version("edgekit")
 
 
 def test_cores_are_those_that_this_process_may_use() -> None:
@@ -35,6 +38,47 @@ def test_cores_are_those_that_this_process_may_use() -> None:
     finally:
         os.sched_setaffinity(0, allowed)
     assert describe()["cores"] == len(allowed)
+
+
+PI_4 = {"machine": "aarch64", "cpu": "Raspberry Pi 4 Model B Rev 1.4"}
+PC = {"machine": "x86_64", "cpu": "Some CPU"}
+
+
+def other(machine: str | None, board: str | None, facts: dict[str, str]) -> str | None:
+    return other_than_target(Target("mine", "onnxruntime", "int8", 4, machine, board), facts)
+
+
+@pytest.mark.parametrize("facts", [PI_4, PC])
+def test_a_target_that_names_no_machine_is_any(facts: dict[str, str]) -> None:
+    assert other(None, None, facts) is None
+
+
+def test_a_board_is_known_by_how_its_name_begins() -> None:
+    assert other("aarch64", "Raspberry Pi 4", PI_4) is None
+    assert other("aarch64", None, PI_4) is None
+    assert other(None, "Raspberry Pi 4", PI_4) is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "board", "facts", "words"),
+    [
+        (
+            *("aarch64", "Raspberry Pi 4", PC),
+            "built for mine (aarch64, Raspberry Pi 4); this is x86_64, Some CPU",
+        ),
+        (
+            *("aarch64", "Raspberry Pi 5", PI_4),
+            "built for mine (aarch64, Raspberry Pi 5); this is aarch64, Raspberry Pi 4 Model B "
+            "Rev 1.4",
+        ),
+        ("armv7l", None, PI_4, "built for mine (armv7l); this is aarch64, Raspberry Pi 4 Model B "
+         "Rev 1.4"),
+    ],
+)  # fmt: skip
+def test_figures_of_one_device_are_not_taken_for_anothers(
+    machine: str | None, board: str | None, facts: dict[str, str], words: str
+) -> None:
+    assert other(machine, board, facts) == words
 
 
 def test_a_package_that_is_not_installed_is_left_out() -> None:
