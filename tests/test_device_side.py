@@ -133,7 +133,7 @@ def test_recipes_and_targets_are_found_from_an_installed_wheel(wheel, tmp_path):
         archive.extractall(tmp_path)
     ended = subprocess.run(
         [sys.executable, "-c", "from edgekit.shipped import shipped; print(shipped('recipes'))"],
-        check=True, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)},
+        check=True, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": "."},
     )  # fmt: skip
     folder = Path(ended.stdout.strip())
     assert folder == tmp_path / "edgekit/_shipped/recipes"
@@ -150,3 +150,11 @@ def test_a_device_has_what_the_bundle_pins_and_nothing_else(device, digits_bundl
     }
     assert f"edgekit=={found['edgekit']['version']}" == pinned[0]
     assert {"numpy", "onnxruntime", "pillow", "typer"} <= found.keys()
+
+
+def test_an_installed_edgekit_makes_the_wheel_that_it_came_in(device, digits_bundle):
+    program = "from edgekit.install import own_wheel; print(own_wheel().version)"
+    ended = run(device, "python", "-c", program)
+    assert ended.returncode == 0, ended.stderr
+    pinned = read_bundle(digits_bundle).manifest.requirements.packages
+    assert pinned[0] == f"edgekit=={ended.stdout.strip()}"

@@ -206,17 +206,17 @@ class Build(Stage[Tuned, Contents]):
         # Each file is read whole to be hashed, and stays; the engine makes a copy of its own.
         chain_bytes = 2 * sum(len(part.program) for part in segments.chain)
         bench_bytes = 2 * sum(len(part.program) for part in segments.parts())
-        where = f"{self.target.name} has {(limit or 0) / 1e6:,.0f} MB"
+        where = f"{self.target.name} has {(limit or 0) / 1e6:,.1f} MB"
         if limit is not None and chain_bytes > limit:
             raise BuildError(
-                f"the chain needs {chain_bytes / 1e6:,.0f} MB to be loaded (twice its files' size: "
+                f"the chain needs {chain_bytes / 1e6:,.1f} MB to be loaded (twice its files' size: "
                 f"as read, and in the engine), and {where}; make the network smaller, or "
                 "--set target.memory_bytes=BYTES for a device that has more"
             )
         if limit is not None and bench_bytes > limit:
             return {
                 "warning": f"bench also loads the undivided networks, which takes "
-                f"{bench_bytes / 1e6:,.0f} MB, and {where}"
+                f"{bench_bytes / 1e6:,.1f} MB, and {where}"
             }
         return {}
 
