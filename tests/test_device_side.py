@@ -111,6 +111,13 @@ def test_doctor_says_what_a_device_can_do(device):
     assert "build bundles    no" in ended.stdout
 
 
+def test_doctor_finds_all_that_a_bundle_wants_where_it_was_installed(device, digits_bundle):
+    ended = run(device, "edgekit", "doctor", digits_bundle, "--json", "-")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["unmet"] == []
+    assert "digits           as it wants" in ended.stderr
+
+
 def test_an_environment_without_an_engine_says_which_to_install(device, digits_bundle):
     hide = (
         "import sys; sys.modules['onnxruntime'] = None; sys.argv[0] = 'edgekit';"

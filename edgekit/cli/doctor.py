@@ -1,10 +1,15 @@
 """`edgekit doctor`: what this machine can do, and what it lacks."""
 
 import importlib.util
+from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, Terminal
 from edgekit.errors import DeviceError
-from edgekit.runtime.device import describe, package_versions
+from edgekit.runtime.device import describe, other_than_target, package_versions, unmet
 from edgekit.runtime.engines import ENGINES
 
 __all__ = ["doctor"]
@@ -12,7 +17,10 @@ __all__ = ["doctor"]
 HOST_PACKAGES = ("torch", "onnx", "onnxscript", "pydantic", "pyyaml", "rich", "safetensors")
 
 
-def doctor(json_to: JsonOption = None) -> None:
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle that is to run here.")] = None,
+    json_to: JsonOption = None,
+) -> None:
     """Say what this machine is, whether it can run and build bundles, and what would help."""
     terminal = Terminal(json_to)
     facts = describe()
@@ -36,8 +44,22 @@ def doctor(json_to: JsonOption = None) -> None:
     terminal.line()
     terminal.line(f"run bundles      {'yes, with ' + ', '.join(engines) if engines else 'no'}")
     terminal.line(f"build bundles    {'no' if lacking else 'yes'}")
+    report = {**facts, "engines": engines, "host_packages": host, "advice": advice}
+    if bundle is not None:
+        manifest = read_bundle(bundle).manifest
+        wishes = unmet(manifest.requirements, facts)
+        other_device = other_than_target(manifest.target, facts)
+        terminal.line(f"{manifest.name:<17}{'as it wants' if not wishes else 'wants'}")
+        for line in filter(None, (*wishes, other_device)):
+            terminal.line(f"  {line}")
+        if wishes:
+            advice.append(
+                "give it what it wants, in an environment of its own: "
+                f"pip install -r {bundle / 'install/requirements.txt'}"
+            )
+        report |= {"unmet": wishes, "other_device": other_device}
     for line in advice:
         terminal.line(f"To {line}")
-    terminal.json({**facts, "engines": engines, "host_packages": host, "advice": advice})
+    terminal.json(report)
     if not engines:
         raise DeviceError("no inference engine is installed: pip install 'edgekit[onnxruntime]'")

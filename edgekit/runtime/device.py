@@ -3,12 +3,13 @@
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
-from edgekit.bundle.manifest import Target
+from edgekit.bundle.manifest import Requirements, Target
 
-__all__ = ["describe", "other_than_target", "package_versions"]
+__all__ = ["describe", "other_than_target", "package_versions", "unmet"]
 
 ENGINE_PACKAGES = ("onnxruntime", "ai-edge-litert", "tflite-runtime", "tensorrt")
 
@@ -39,6 +40,28 @@ def other_than_target(target: Target, facts: dict[str, Any]) -> str | None:
     wanted = ", ".join(filter(None, (target.machine, target.board)))
     found = f"{facts['machine']}, {facts['cpu']}"
     return f"built for {target.name} ({wanted}); this is {found}"
+
+
+def unmet(requirements: Requirements, facts: dict[str, Any]) -> list[str]:
+    """What a bundle wants and the machine of `facts` (see `describe`) has not, each in words.
+
+    Looks at Python, edgekit, numpy and the engine. A package may have any version that the bundle
+    names for some Python: which of them is for this one, pip knows.
+    """
+    found = []
+    minor = int(facts["python"].split(".")[1])
+    bounds = dict(re.findall(r"(>=|<)3\.(\d+)", requirements.python))
+    if not int(bounds.get(">=", 0)) <= minor < int(bounds.get("<", 1000)):
+        found.append(f"Python {requirements.python}; this is {facts['python']}")
+    wanted: dict[str, list[str]] = {}
+    for line in requirements.packages:
+        name, _, version = line.partition(" ;")[0].partition("==")
+        wanted.setdefault(name, []).append(version)
+    for name in ("edgekit", "numpy", *ENGINE_PACKAGES):
+        here = facts["packages"].get(name, "not installed")
+        if name in wanted and here not in wanted[name]:
+            found.append(f"{name} {' or '.join(wanted[name])}; here it is {here}")
+    return found
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from edgekit.runtime.device import describe
+
 COMMANDS = ["build", "inspect", "run", "verify", "bench", "targets", "doctor"]
 
 
@@ -154,6 +156,16 @@ def test_doctor_finds_what_the_tests_run_on(cli):
     assert report["host_packages"]["torch"].startswith("2.")
     assert report["advice"] == []
     assert "build bundles    yes" in ended.err
+
+
+def test_doctor_says_what_a_bundle_wants_and_how_to_get_it(cli, built_tiny, monkeypatch):
+    monkeypatch.setattr("edgekit.cli.doctor.describe", lambda: {**describe(), "python": "3.9.1"})
+    ended = cli("doctor", built_tiny, "--json", "-")
+    assert ended.code == 0
+    report = json.loads(ended.out)
+    assert "Python >=3.10,<3.14; this is 3.9.1" in report["unmet"]
+    assert report["other_device"] is None
+    assert f"pip install -r {built_tiny}/install/requirements.txt" in ended.err
 
 
 @pytest.mark.parametrize("command", ["build", "inspect", "verify", "bench", "targets"])

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from edgekit.bundle.manifest import Target
-from edgekit.runtime.device import describe, other_than_target, package_versions
+from edgekit.bundle.manifest import Requirements, Target
+from edgekit.runtime.device import describe, other_than_target, package_versions, unmet
 
 
 def test_a_machine_is_described_in_plain_data() -> None:
@@ -79,6 +79,47 @@ def test_figures_of_one_device_are_not_taken_for_anothers(
     machine: str | None, board: str | None, facts: dict[str, str], words: str
 ) -> None:
     assert other(machine, board, facts) == words
+
+
+WANTED = Requirements(
+    ">=3.10,<3.14",
+    (
+        "edgekit==0.1.0+h1",
+        "numpy==2.2.6 ; python_full_version < '3.11'",
+        "numpy==2.4.6 ; python_full_version >= '3.11'",
+        "onnxruntime==1.32.0",
+    ),
+)
+HAD = {"edgekit": "0.1.0+h1", "numpy": "2.4.6", "onnxruntime": "1.32.0", "tensorrt": "10.3"}
+
+
+@pytest.mark.parametrize("python", ["3.10.0", "3.13.9"])
+@pytest.mark.parametrize("numpy", ["2.2.6", "2.4.6"])
+def test_a_machine_with_all_that_is_wanted_lacks_nothing(python: str, numpy: str) -> None:
+    assert unmet(WANTED, {"python": python, "packages": {**HAD, "numpy": numpy}}) == []
+
+
+@pytest.mark.parametrize(
+    ("python", "changes", "words"),
+    [
+        ("3.9.18", {}, "Python >=3.10,<3.14; this is 3.9.18"),
+        ("3.14.0", {}, "Python >=3.10,<3.14; this is 3.14.0"),
+        ("3.13.0", {"edgekit": "0.1.0"}, "edgekit 0.1.0+h1; here it is 0.1.0"),
+        ("3.13.0", {"numpy": "2.4.5"}, "numpy 2.2.6 or 2.4.6; here it is 2.4.5"),
+        ("3.13.0", {"onnxruntime": "1.3"}, "onnxruntime 1.32.0; here it is 1.3"),
+    ],
+)
+def test_what_is_not_as_a_bundle_wants_it_is_named(
+    python: str, changes: dict[str, str], words: str
+) -> None:
+    assert unmet(WANTED, {"python": python, "packages": {**HAD, **changes}}) == [words]
+
+
+def test_an_engine_that_is_not_installed_is_named() -> None:
+    packages = {name: version for name, version in HAD.items() if name != "onnxruntime"}
+    assert unmet(WANTED, {"python": "3.12.0", "packages": packages}) == [
+        "onnxruntime 1.32.0; here it is not installed"
+    ]
 
 
 def test_a_package_that_is_not_installed_is_left_out() -> None:
