@@ -97,7 +97,7 @@ def build(
 
 def resolve(recipe: str, target: str, settings: list[str]) -> tuple[Any, Any]:
     """The recipe and target that a command names, with its overrides."""
-    require("yaml", "pydantic", "torch", "onnx", "onnxscript", "safetensors")
+    require("yaml", "pydantic", "packaging", "torch", "onnx", "onnxscript", "safetensors")
     from edgekit.config import split_overrides
     from edgekit.recipe import check_files, load_recipe
     from edgekit.target import load_target
