@@ -208,6 +208,15 @@ class Recipe(Strict):
         return name
 
     @model_validator(mode="after")
+    def _tuned_to_data(self) -> "Recipe":
+        if self.policy.tune and self.exits[1:] and self.data.tuning is None:
+            raise ValueError(
+                "policy.tune: there is no data.tuning to fit thresholds to; name that split, or "
+                "give policy.thresholds"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_threshold_per_early_exit(self) -> "Recipe":
         early, given = self.exits[:-1], self.policy.thresholds
         if early and given is None and self.policy.tune is None:

@@ -191,6 +191,14 @@ def test_a_threshold_for_the_final_exit_is_refused(tiny_recipe: Path) -> None:
     assert "'last' is no early exit; " in text
 
 
+def test_tuning_without_a_tuning_split_is_refused_before_anything_runs(tiny_recipe: Path) -> None:
+    tuned = {"policy": {"tune": {"max_accuracy_drop": 0.01}}}
+    assert load_recipe(str(tiny_recipe), tuned).thresholds is None
+    text = refused(tiny_recipe, {**tuned, "data.tuning": None})
+    assert "policy.tune: there is no data.tuning to fit thresholds to" in text
+    assert "policy.thresholds" in text
+
+
 @pytest.mark.parametrize(
     ("thresholds", "missing"),
     [({"first": 0.5}, "second"), ({}, "first, second"), ({"second": 0.5}, "first")],

@@ -203,18 +203,19 @@ class Segments(Generic[Program]):
 
 @dataclass(frozen=True)
 class Tuned:
-    """Lowered segments, and the policy under which their chain is deployed."""
+    """The finished chain with the policy that it is deployed under."""
 
     segments: Segments[bytes]
     policy: Policy
 
     def problems(self) -> list[str]:
-        """What is not as it must be: a finite threshold for every early exit."""
+        """What is not as it must be: the segments, and a finite threshold per early exit."""
         found = self.segments.problems()
-        if len(self.policy.thresholds) != len(self.segments.exits) - 1:
-            found.append(f"{len(self.policy.thresholds)} thresholds for {self.segments.exits}")
-        if not all(map(math.isfinite, self.policy.thresholds)):
-            found.append(f"a threshold is not finite: {self.policy.thresholds}")
+        early, thresholds = self.segments.exits[:-1], self.policy.thresholds
+        if len(thresholds) != len(early):
+            found.append(f"{len(thresholds)} thresholds for {len(early)} early exits")
+        if not all(math.isfinite(one) for one in thresholds):
+            found.append(f"thresholds {thresholds} are not all finite")
         return found
 
 

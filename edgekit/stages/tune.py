@@ -1,0 +1,207 @@
+"""tune: the thresholds at which the finished chain is as fast as its accuracy allows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.manifest import Policy
+from edgekit.data import Split
+from edgekit.errors import CheckError, RecipeError
+from edgekit.recipe import Recipe
+from edgekit.runtime.chain import Chain
+from edgekit.runtime.criteria import CRITERIA
+from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
+
+__all__ = ["SharedThreshold", "Tune", "least_correct", "shared_threshold"]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SharedThreshold:
+    """One threshold for all early exits, and how many samples are `correct` under it.
+
+    `met` is false where no threshold keeps enough of them; then nothing leaves early.
+    """
+
+    threshold: float
+    correct: int
+    met: bool
+
+
+def shared_threshold(confidences: Floats, correct: Bools, least: int) -> SharedThreshold:
+    """The lowest threshold under which at least so many samples are classified right: exact.
+
+    `confidences` is float64 `[early exits, samples]`, `correct` bool `[exits, samples]`, the final
+    exit last. A sample leaves at the first exit with `confidence >= threshold`; NaN and -inf never
+    are, +inf always is. Under a lower threshold no sample leaves later, so none is faster.
+
+    A threshold decides differently from the next one only if a confidence lies between them, so
+    there is one to try below, between and above the confidences seen; midway, so that the last bit
+    decides nothing.
+    """
+    levels = np.unique(confidences[np.isfinite(confidences)])
+    # By rank: under candidate number i a sample is sure where its rank is i or more.
+    ranks = np.searchsorted(levels, confidences)
+    ranks[~(confidences > -np.inf)] = -1
+    # An exit takes a sample under the candidates above its rank at every earlier exit, up to here.
+    upper = np.maximum.accumulate(ranks, axis=0) + 1
+    ends = np.concatenate([upper, np.full((1, upper.shape[1]), len(levels) + 1)])
+    starts = np.concatenate([np.zeros((1, upper.shape[1]), int), upper])
+    steps = np.bincount(starts[correct], minlength=len(levels) + 2)
+    steps -= np.bincount(ends[correct], minlength=len(levels) + 2)
+    counts = np.cumsum(steps)[: len(levels) + 1]
+    enough = np.flatnonzero(counts >= least)
+    index = int(enough[0]) if len(enough) else len(levels)
+    return SharedThreshold(_candidate(levels, index), int(counts[index]), len(enough) > 0)
+
+
+def least_correct(correct: int, samples: int, max_drop: float) -> int:
+    """How many of the samples must stay right where `correct` are, and a share may be lost.
+
+    In integers, from the share as it is written: 0.29 of 100 are 29, in floats a little less.
+    """
+    return max(0, correct - int(Fraction(repr(max_drop)) * samples))
+
+
+class Tune(Stage[Segments[bytes], Tuned]):
+    """Fits the thresholds to the recipe's goal on the whole tuning split, or hands on those given.
+
+    It runs on the chain as it will be deployed: what quantization does to the confidences is in
+    what the thresholds are fitted to.
+    """
+
+    name = "tune"
+    requires = Segments
+    ensures = Tuned
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tuning: Split | None,
+        final_logits: Array | None,
+        chain_for: Callable[[Segments[bytes]], Chain],
+    ) -> None:
+        """`final_logits` is the final exit of the model in PyTorch on the whole tuning split.
+
+        `[samples, classes]`; None will do where thresholds are given. `chain_for` makes the chain,
+        of any policy. Raises RecipeError where thresholds are to be fitted without labels.
+        """
+        self.recipe = recipe
+        self.tuning = tuning
+        self.final_logits = final_logits
+        self.chain_for = chain_for
+        if recipe.thresholds is None and (tuning is None or tuning.labels is None):
+            raise RecipeError(
+                "policy.tune: data.tuning has no labels to count accuracy with; give them, or give "
+                "policy.thresholds"
+            )
+
+    def __call__(self, artifact: Segments[bytes], step: Step) -> StageResult[Tuned]:
+        """Raises CheckError where no threshold keeps the accuracy that the recipe asks for."""
+        thresholds = self.recipe.thresholds
+        if self.tuning is None or (labels := self.tuning.labels) is None:
+            assert thresholds is not None  # noqa: S101  (see the constructor)
+            return StageResult(self._tuned(artifact, thresholds))
+        confidences, correct = self._measure(artifact, labels, step)
+        in_pytorch = self._correct_in_pytorch(labels)
+        if thresholds is None:
+            assert in_pytorch is not None  # noqa: S101  (the pipeline gives the logits to tune to)
+            found = self._fit(confidences, correct, in_pytorch)
+            thresholds = (found.threshold,) * len(confidences)
+        samples = len(labels)
+        sure = confidences >= np.array(thresholds, np.float64)[:, None]
+        taken = np.concatenate([sure, np.ones((1, samples), bool)]).argmax(axis=0)
+        rates = np.bincount(taken, minlength=len(correct)) / samples
+        notes: dict[str, Any] = {
+            "samples": samples,
+            "thresholds": dict(zip(artifact.exits[:-1], thresholds, strict=True)),
+            "accuracy": float(np.mean(correct[taken, np.arange(samples)])),
+            "final_exit_accuracy": float(np.mean(correct[-1])),
+            "pytorch_accuracy": None if in_pytorch is None else in_pytorch / samples,
+            "exit_rates": dict(zip(artifact.exits, rates.tolist(), strict=True)),
+        }
+        if thresholds and not sure.any():
+            notes["warning"] = (
+                "no sample of the tuning split leaves early, so the chain is no faster than the "
+                "undivided network; "
+                + (
+                    "a larger policy.tune.max_accuracy_drop, or early exits that are right more "
+                    "often, would change that"
+                    if self.recipe.policy.tune
+                    else "lower policy.thresholds would change that"
+                )
+            )
+        return StageResult(self._tuned(artifact, thresholds), notes)
+
+    def _tuned(self, segments: Segments[bytes], thresholds: tuple[float, ...]) -> Tuned:
+        return Tuned(segments, Policy(self.recipe.policy.criterion, thresholds))
+
+    def _measure(
+        self, segments: Segments[bytes], labels: npt.NDArray[np.int64], step: Step
+    ) -> tuple[Floats, Bools]:
+        """Every early exit's confidences, and where every exit is right, on the tuning split."""
+        assert self.tuning is not None  # noqa: S101  (asked by the caller)
+        source = self.recipe.manifest_input(segments.input)
+        criterion = CRITERIA[self.recipe.policy.criterion]
+        chain = self.chain_for(segments)
+        exits, samples = len(segments.exits), len(labels)
+        confidences = np.empty((exits - 1, samples))
+        correct = np.empty((exits, samples), bool)
+        start = 0
+        for batch in self.tuning.batches(source):
+            step(f"sample {start} of {samples}")
+            rows = slice(start, start + len(batch))
+            for exit, logits in enumerate(chain.logits(batch).values()):
+                correct[exit, rows] = logits.argmax(axis=1) == labels[rows]
+                if exit < exits - 1:
+                    confidences[exit, rows] = criterion(logits)
+            start += len(batch)
+        return confidences, correct
+
+    def _correct_in_pytorch(self, labels: npt.NDArray[np.int64]) -> int | None:
+        if self.final_logits is None:
+            return None
+        return int(np.sum(self.final_logits.argmax(axis=1) == labels))
+
+    def _fit(self, confidences: Floats, correct: Bools, in_pytorch: int) -> SharedThreshold:
+        assert self.recipe.policy.tune is not None  # noqa: S101  (the recipe has either)
+        drop, samples = self.recipe.policy.tune.max_accuracy_drop, correct.shape[1]
+        least = least_correct(in_pytorch, samples, drop)
+        found = shared_threshold(confidences, correct, least)
+        if not found.met:
+            raise CheckError(
+                f"the chain's final exit is right on {np.mean(correct[-1]):.2%} of the {samples} "
+                f"tuning samples, PyTorch's on {in_pytorch / samples:.2%}, and "
+                f"policy.tune.max_accuracy_drop={drop:g} asks for {least / samples:.2%} at least, "
+                "which no threshold reaches; calibrate with more quantize.samples or another "
+                "quantize.method, allow a larger drop, or build for a target.precision of fp16 or "
+                "fp32"
+            )
+        return found
+
+
+def _candidate(levels: Floats, index: int) -> float:
+    """The threshold under which the confidences from this level on are sure, and no lower ones."""
+    if not len(levels):
+        return 1.0
+    if index == 0:
+        return _beyond(float(levels[0]), -1.0)
+    below = float(levels[index - 1])
+    if index == len(levels):
+        return _beyond(below, 1.0)
+    above = float(levels[index])
+    middle = below / 2 + above / 2  # The sum of two large ones would overflow.
+    return middle if below < middle <= above else above
+
+
+def _beyond(level: float, distance: float) -> float:
+    """A number beyond the level: by the distance, or the next one where adding that is nothing."""
+    beyond = level + distance
+    return beyond if beyond != level else float(np.nextafter(level, distance * np.inf))

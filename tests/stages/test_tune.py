@@ -1,0 +1,302 @@
+"""tune: the lowest threshold that keeps the accuracy, exactly, on the chain as it is deployed."""
+
+import dataclasses
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from edgekit.backends.onnxruntime import OnnxRuntimeBackend
+from edgekit.bundle.manifest import Policy
+from edgekit.check import chain_of
+from edgekit.data import Split, load_splits
+from edgekit.errors import CheckError, RecipeError
+from edgekit.models.exits import Exits, eager_logits
+from edgekit.models.load import load_model, user_code
+from edgekit.recipe import Recipe, load_recipe
+from edgekit.runtime.criteria import CRITERIA, decide
+from edgekit.stages import Network, Segments, Tuned
+from edgekit.stages.export import Export
+from edgekit.stages.lower import Lower
+from edgekit.stages.split import Split as SplitStage
+from edgekit.stages.tune import Tune, least_correct, shared_threshold
+from edgekit.target import load_target
+from tests.conftest import write_tiny_recipe
+from tests.stages.test_contract import SOUND
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def plain_count(confidences, correct, threshold: float) -> int:
+    """How many samples are right under the threshold, by the rule's own words."""
+    count = 0
+    for sample in range(correct.shape[1]):
+        for exit in range(len(correct)):
+            if exit == len(confidences) or confidences[exit, sample] >= threshold:
+                break
+        count += int(correct[exit, sample])
+    return count
+
+
+@st.composite
+def measured(draw) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences and correctness of one to nine samples; many ties, NaN, infinities, neighbours.
+
+    Two in three times of the kind that a network gives.
+    """
+    exits, samples = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    usual = st.floats(0, 1)
+    few = st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nextafter(1.0, 0), 5e-324, 1e-323])
+    odd = st.sampled_from([np.nan, np.inf, -np.inf, -0.0, 1e300, -1e300, 2.0**60, 0.5])
+    elements = draw(st.sampled_from([usual, few, few | odd]))
+    confidences = draw(arrays(np.float64, (exits, samples), elements=elements))
+    return confidences, draw(arrays(bool, (exits + 1, samples)))
+
+
+@settings(deadline=None, max_examples=400)
+@given(measured(), st.data())
+def test_the_threshold_is_the_lowest_of_all_that_keep_enough(data, more):
+    confidences, correct = data
+    least = more.draw(st.integers(0, correct.shape[1] + 1))
+    found = shared_threshold(confidences, correct, least)
+    levels = sorted({one for one in confidences.ravel().tolist() if math.isfinite(one)})
+    # At a level itself, that level and those above are sure; beyond the last, none is.
+    above = math.nextafter(levels[-1], math.inf) if levels else 0.0
+    counts = [plain_count(confidences, correct, one) for one in (*levels, above)]
+    enough = [index for index, count in enumerate(counts) if count >= least]
+    index = enough[0] if enough else len(levels)
+    assert found.met == bool(enough)
+    assert found.correct == counts[index]
+    assert math.isfinite(found.threshold)
+    assert plain_count(confidences, correct, found.threshold) == found.correct
+    assert index == len(levels) or found.threshold <= levels[index]
+    assert index == 0 or found.threshold > levels[index - 1]
+
+
+def test_a_threshold_lies_midway_and_far_from_the_outermost_confidences():
+    confidences = np.array([[0.2, 0.4, 0.8]])
+    final_wins = np.array([[True, False, True], [True, True, True]])
+    assert shared_threshold(confidences, final_wins, 3).threshold == pytest.approx(0.6)
+    assert shared_threshold(confidences, final_wins, 2).threshold < 0.1
+    final_wins[0] = False
+    nobody = shared_threshold(confidences, final_wins, 3)
+    assert nobody.threshold > 1.1
+    assert nobody.met
+    assert not shared_threshold(confidences, final_wins, 4).met
+
+
+def test_neighbouring_floats_are_still_told_apart():
+    low = 0.75
+    for pair in itertools.pairwise([low, math.nextafter(low, 1), math.nextafter(low, 0), low]):
+        confidences = np.array([pair])
+        early_is_right_for_the_surer = np.array([confidences[0] == max(pair), [True, True]])
+        found = shared_threshold(confidences, early_is_right_for_the_surer, 2)
+        assert min(pair) < found.threshold <= max(pair)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@settings(deadline=None, max_examples=100)
+@given(more=st.data())
+def test_the_runtimes_rule_counts_the_same(criterion, more):
+    exits, samples, classes = (more.draw(st.integers(*ends)) for ends in ((2, 4), (1, 8), (1, 4)))
+    values = st.sampled_from([0.0, 0.5, 1.0, 2.0, 30.0, np.nan, -np.inf]) | st.floats(
+        -5, 5, width=32
+    )
+    logits = [
+        more.draw(arrays(np.float32, (samples, classes), elements=values)) for _ in range(exits)
+    ]
+    labels = more.draw(arrays(np.int64, samples, elements=st.integers(0, classes - 1)))
+    confidences = np.stack([CRITERIA[criterion](one) for one in logits[:-1]])
+    correct = np.stack([one.argmax(axis=1) == labels for one in logits])
+    found = shared_threshold(confidences, correct, more.draw(st.integers(0, samples)))
+    _, chosen, _ = decide(logits, CRITERIA[criterion], (found.threshold,) * (exits - 1))
+    assert int(np.sum(chosen == labels)) == found.correct
+
+
+@given(
+    st.integers(1, 100_000),
+    st.data(),
+    st.integers(0, 10_000).map(lambda n: n / 10_000) | st.floats(0, 1),
+)
+def test_the_goal_is_counted_in_whole_samples(samples, more, drop):
+    correct = more.draw(st.integers(0, samples))
+    least = least_correct(correct, samples, drop)
+    written = Fraction(repr(drop))
+    assert Fraction(correct - least, samples) <= written
+    assert least == 0 or Fraction(correct - (least - 1), samples) > written
+
+
+@pytest.mark.parametrize(
+    ("correct", "samples", "drop", "least"),
+    [(100, 100, 0.29, 71), (297, 300, 0.01, 294), (93, 100, 0.07, 86), (5, 300, 0.5, 0)],
+)
+def test_a_share_that_floats_cannot_hold_costs_no_sample(correct, samples, drop, least):
+    assert least_correct(correct, samples, drop) == least
+
+
+@dataclasses.dataclass
+class World:
+    """A recipe's network lowered, and what PyTorch says of its tuning split."""
+
+    recipe: Recipe
+    tuning: Split
+    logits: list[np.ndarray]
+    segments: Segments[bytes]
+
+    def tune(self, policy: dict, tuning="its own", logits="its own", segments=None):
+        """Run the stage on a recipe with another policy."""
+        recipe = Recipe.model_validate({**self.recipe.model_dump(), "policy": policy})
+        tuning = self.tuning if tuning == "its own" else tuning
+        logits = self.logits[-1] if isinstance(logits, str) else logits
+        stage = Tune(recipe, tuning, logits, self.chain_for)
+        result = stage(segments or self.segments, silent)
+        assert result.artifact.problems() == []
+        return result
+
+    def chain_for(self, segments: Segments[bytes], policy: Policy | None = None):
+        policy = policy or Policy("max_prob", (1.0,) * (len(segments.exits) - 1))
+        source = self.recipe.manifest_input(segments.input)
+        labels = self.recipe.labels or ()
+        return chain_of(segments, segments.chain, source, labels, policy, load_target("host"))
+
+    def accuracy(self, policy: Policy) -> float:
+        """Of the runtime itself, one sample at a time."""
+        chain = self.chain_for(self.segments, policy)
+        found = [
+            chain.one(self.tuning.tensor(row, chain.spec.input)).class_index
+            for row in range(len(self.tuning))
+        ]
+        return float(np.mean(found == self.tuning.labels))
+
+
+def world(path: str) -> World:
+    recipe = load_recipe(path)
+    with user_code(recipe.folder):
+        tuning = load_splits(recipe)["tuning"]
+        module = Exits(load_model(recipe), recipe.exits).eval()
+        batches = list(tuning.batches(recipe.manifest_input("")))
+        network = Network(module, recipe.exits, torch.from_numpy(batches[0][:2]))
+        graphs = SplitStage()(Export()(network, silent).artifact, silent).artifact
+    lower = Lower(OnnxRuntimeBackend(), load_target("host"), network.sample)
+    logits = [
+        np.concatenate(one) for one in zip(*(eager_logits(module, b) for b in batches), strict=True)
+    ]
+    return World(recipe, tuning, logits, lower(graphs, silent).artifact)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> World:
+    return world(str(write_tiny_recipe(tmp_path_factory.mktemp("tune") / "tiny")))
+
+
+@pytest.fixture(scope="module")
+def digits() -> World:
+    return world("recipes/digits/recipe.yaml")
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.01, 0.03, 0.2])
+def test_a_real_chain_loses_no_more_than_the_goal_and_is_not_slower_than_it_must(digits, drop):
+    result = digits.tune({"tune": {"max_accuracy_drop": drop}})
+    policy, notes = result.artifact.policy, result.notes
+    assert len(set(policy.thresholds)) == 1
+    assert len(policy.thresholds) == 3
+    final = float(np.mean(digits.logits[-1].argmax(axis=1) == digits.tuning.labels))
+    assert notes["pytorch_accuracy"] == final
+    assert notes["accuracy"] == digits.accuracy(policy) >= final - drop - 1e-9
+    assert notes["exit_rates"]["exit1"] > 0.3
+    assert sum(notes["exit_rates"].values()) == pytest.approx(1)
+    assert notes["samples"] == len(digits.tuning)
+    # One confidence lower, and every threshold below: each loses too much.
+    confidences = np.stack([CRITERIA["max_prob"](one) for one in digits.logits[:-1]])
+    lower = np.unique(confidences[confidences < policy.thresholds[0]])[::-1]
+    least = least_correct(int(final * len(digits.tuning) + 0.5), len(digits.tuning), drop)
+    for threshold in lower[:50]:
+        _, classes, _ = decide(digits.logits, CRITERIA["max_prob"], (float(threshold),) * 3)
+        assert np.sum(classes == digits.tuning.labels) < least
+
+
+def test_a_larger_drop_never_lets_fewer_leave_early(digits):
+    finals = [
+        digits.tune({"tune": {"max_accuracy_drop": drop}}).notes["exit_rates"]["final"]
+        for drop in (0.0, 0.005, 0.01, 0.05, 1.0)
+    ]
+    assert finals == sorted(finals, reverse=True)
+    assert finals[-1] == 0
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_is_tuned_as_the_runtime_reads_it(tiny, criterion):
+    result = tiny.tune({"criterion": criterion, "tune": {"max_accuracy_drop": 0.05}})
+    assert result.artifact.policy.criterion == criterion
+    assert result.notes["accuracy"] == tiny.accuracy(result.artifact.policy)
+
+
+def test_given_thresholds_are_handed_on_and_measured(tiny):
+    given = {"first": 0.30, "second": 0.29}
+    result = tiny.tune({"thresholds": given})
+    assert result.artifact.policy.thresholds == (0.30, 0.29)
+    assert result.notes["thresholds"] == given
+    assert result.notes["accuracy"] == tiny.accuracy(result.artifact.policy)
+    exits, _, _ = decide(tiny.logits, CRITERIA["max_prob"], (0.30, 0.29))
+    assert list(result.notes["exit_rates"].values()) == [np.mean(exits == k) for k in range(3)]
+    assert 0 < result.notes["exit_rates"]["first"] < 1
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["no split", "no labels"])
+def test_given_thresholds_need_no_labels_but_tuning_does(tiny, labels):
+    tuning = None if labels else dataclasses.replace(tiny.tuning, labels=None)
+    result = tiny.tune({"thresholds": 0.5}, tuning, None)
+    assert result.artifact.policy.thresholds == (0.5, 0.5)
+    assert result.notes == {}
+    recipe = tiny.recipe.model_copy(
+        update={"policy": type(tiny.recipe.policy)(tune={"max_accuracy_drop": 0.01})}
+    )
+    with pytest.raises(RecipeError, match=r"data\.tuning has no labels.*policy\.thresholds"):
+        Tune(recipe, tuning, None, tiny.chain_for)
+
+
+def test_a_chain_whose_final_exit_lost_too_much_is_refused_with_remedies(digits):
+    """As a badly calibrated one would have: here its labels are not what it says."""
+    labels = digits.tuning.labels.copy()
+    wrong = dataclasses.replace(digits.tuning, labels=(labels + 1) % 10)
+    logits = np.eye(10, dtype=np.float32)[wrong.labels]
+    words = (
+        r"chain's final exit is right on 0\.\d\d% of the 360 tuning samples, PyTorch's on 100\.00%"
+        r".*max_accuracy_drop=0\.01 asks for 99\.17% at least.*quantize\.samples.*fp32"
+    )
+    with pytest.raises(CheckError, match=words):
+        digits.tune({"tune": {"max_accuracy_drop": 0.01}}, wrong, logits)
+
+
+def test_early_exits_that_never_help_raise_a_doubt(tiny):
+    """Labels that the final exit alone knows."""
+    final = tiny.logits[-1].argmax(axis=1)
+    early = [one.argmax(axis=1) for one in tiny.logits[:-1]]
+    differs = np.flatnonzero((early[0] != final) & (early[1] != final))
+    hard = Split("tuning", [tiny.tuning.raw[row] for row in differs], final[differs])
+    assert len(hard) > 2
+    goal = {"tune": {"max_accuracy_drop": 0.0}}
+    result = tiny.tune(goal, hard, tiny.logits[-1][differs])
+    assert result.notes["exit_rates"] == {"first": 0.0, "second": 0.0, "last": 1.0}
+    assert "no sample of the tuning split leaves early" in result.notes["warning"]
+    assert "policy.tune.max_accuracy_drop" in result.notes["warning"]
+    high = tiny.tune({"thresholds": 1.0}).notes["warning"]
+    assert "lower policy.thresholds" in high
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "words"),
+    [((), "0 thresholds for 1"), ((0.5, 0.5), "2 thresholds for 1"), ((math.inf,), "finite")],
+)
+def test_a_policy_that_does_not_fit_the_chain_is_a_problem(thresholds, words):
+    (problem,) = Tuned(SOUND, Policy("max_prob", thresholds)).problems()
+    assert words in problem
+    assert Tuned(SOUND, Policy("max_prob", (0.5,))).problems() == []
