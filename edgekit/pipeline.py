@@ -18,7 +18,14 @@ from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, Policy, seal
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache, Entry
-from edgekit.check import Agreement, Reference, even_policy, model_logits, runner_for
+from edgekit.check import (
+    Agreement,
+    Reference,
+    chain_of,
+    even_policy,
+    model_logits,
+    runner_for,
+)
 from edgekit.data import Split, check_disjoint, first_of, load_splits
 from edgekit.errors import EdgekitError
 from edgekit.models.exits import Exits
@@ -36,6 +43,7 @@ from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
 from edgekit.stages.quantize import Quantize
 from edgekit.stages.split import Split as SplitStage
+from edgekit.stages.tune import Tune, fit
 from edgekit.target import Target
 
 __all__ = ["Progress", "build", "carry_out", "inspect"]
@@ -76,7 +84,7 @@ def carry_out(plan: Plan, output: Path, progress: "Progress | None" = None) -> B
             Optimize(run.backend, run.error_of, recipe.check.max_relative_error), lowered
         )
         quantized = run(Quantize(run.backend, recipe, target, run.splits, run.reach()), optimized)
-        tuned = quantized and Tuned(quantized, Policy(recipe.policy.criterion, recipe.thresholds))
+        tuned = run(Tune(recipe, run.splits.get("tuning"), run.final, run.chain), quantized)
         contents = run(
             Build(recipe, target, run.backend, run.splits, wheelhouse=plan.wheelhouse), tuned
         )
@@ -215,10 +223,30 @@ class _Run:
         reference = self._reference("optimize", self._checked(), self.recipe.check.samples)
         return reference.error_of(segments, name, make)
 
-    def reach(self) -> Policy | None:
-        """Who reaches a segment while it is quantized: given thresholds; None if to be tuned."""
+    @property
+    def final(self) -> Array | None:
+        """The model's final exit on the whole tuning split, if it was asked about all of that."""
+        answers = self.answers.get("tuning")
+        whole = answers is not None and len(answers[-1]) == len(self.splits["tuning"])
+        return answers[-1] if answers is not None and whole else None
+
+    def chain(self, segments: Segments[bytes]) -> Chain:
+        """The chain of these segments, for its logits alone: any thresholds will do."""
+        criterion = self.recipe.policy.criterion
+        policy = Policy(criterion, (1.0,) * (len(segments.exits) - 1))
+        source = self.recipe.manifest_input(segments.input)
+        return chain_of(segments, segments.chain, source, (), policy, self.target)
+
+    def reach(self) -> Policy:
+        """Who reaches a segment while it is quantized: by what the goal comes to in PyTorch."""
+        policy = self.recipe.policy
         given = self.recipe.thresholds
-        return None if given is None else Policy(self.recipe.policy.criterion, given)
+        if given is None:
+            tuning = self.splits["tuning"]
+            assert policy.tune is not None  # noqa: S101  (the recipe has either)
+            assert tuning.labels is not None  # noqa: S101  (Tune asks for them)
+            given = fit(policy.criterion, self.answers["tuning"], tuning.labels, policy.tune)
+        return Policy(policy.criterion, given)
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.

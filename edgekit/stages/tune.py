@@ -1,6 +1,6 @@
 """tune: the thresholds at which the finished chain is as fast as its accuracy allows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Policy
 from edgekit.data import Split
 from edgekit.errors import CheckError, RecipeError
-from edgekit.recipe import Recipe
+from edgekit.recipe import Goal, Recipe
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.criteria import CRITERIA
 from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
 
-__all__ = ["SharedThreshold", "Tune", "least_correct", "shared_threshold"]
+__all__ = ["SharedThreshold", "Tune", "fit", "least_correct", "shared_threshold"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -68,6 +68,19 @@ def least_correct(correct: int, samples: int, max_drop: float) -> int:
     In integers, from the share as it is written: 0.29 of 100 are 29, in floats a little less.
     """
     return max(0, correct - int(Fraction(repr(max_drop)) * samples))
+
+
+def fit(
+    criterion: str, logits: Sequence[Array], labels: npt.NDArray[np.int64], goal: Goal
+) -> tuple[float, ...]:
+    """The thresholds that the goal comes to where every exit says `logits` `[samples, classes]`.
+
+    Of the model in PyTorch: who would reach a segment, before there is a chain to tune.
+    """
+    confidences = np.array([CRITERIA[criterion](one) for one in logits[:-1]])
+    correct = np.array([one.argmax(axis=1) == labels for one in logits])
+    least = least_correct(int(correct[-1].sum()), len(labels), goal.max_accuracy_drop)
+    return (shared_threshold(confidences, correct, least).threshold,) * len(confidences)
 
 
 class Tune(Stage[Segments[bytes], Tuned]):
