@@ -160,3 +160,17 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build(recipe, load_target("host"), folder)
 
     return once(tmp_path_factory, "built-digits", make)
+
+
+@pytest.fixture(scope="session")
+def digits_int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of recipes/digits for `rpi4b`, one thread; read-only by agreement."""
+    from edgekit.pipeline import build
+    from edgekit.recipe import load_recipe
+    from edgekit.target import load_target
+
+    def make(folder: Path) -> None:
+        recipe = load_recipe(str(ROOT / "recipes/digits/recipe.yaml"))
+        build(recipe, load_target("rpi4b", {"threads": 1}), folder)
+
+    return once(tmp_path_factory, "built-digits-int8", make)

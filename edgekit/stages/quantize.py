@@ -98,8 +98,8 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
                 features = None
                 if calibration is not None:
                     features = calibration.features(given, done, part, dict(leaving))
-                    if name == "chain":
-                        samples = _count(features)
+                    if calibration.policy is not None and name == "chain":
+                        samples = sum(len(batch[part.inputs[0]]) for batch in features())
                         notes.setdefault("reaching_samples", {})[part.name] = samples
                         warnings += _few(samples, len(calibration.split), part.name)
                 entering = {one: leaving[one] for one in part.inputs if one in leaving}
@@ -229,10 +229,6 @@ class _Calibration:
         return stay
 
 
-def _count(features: Features) -> int:
-    return sum(len(next(iter(batch.values()))) for batch in features())
-
-
 def _few(samples: int, of: int, part: str) -> list[str]:
     """Words about a part that few samples reach. Raises RecipeError where none does."""
     if not samples:
@@ -257,15 +253,13 @@ def calibration_doubts(
     them is a single value, or they lie outside what the input's image steps can give. `others` are
     splits whose range the calibration's should cover.
     """
-    first, differ, flat = None, False, True
-    low, high = np.inf, -np.inf
+    first = calibration.tensor(0, network_input)
+    differ, flat = False, True
     bounds = _pixel_bounds(network_input)
     for index in range(len(calibration)):
         x = calibration.tensor(index, network_input)
-        first = x if first is None else first
         differ = differ or not np.array_equal(x, first)
         flat = flat and x.min() == x.max()
-        low, high = min(low, float(x.min())), max(high, float(x.max()))
         if bounds is not None:
             _demand_inside(x, bounds, f"data.calibration, sample {index}")
     if len(calibration) > 1 and not differ:
@@ -290,9 +284,9 @@ def calibration_doubts(
             f"data.calibration: all samples are of class {labels[0]}, so other classes' features "
             "may be clipped"
         )
+    low, high = _range(calibration, network_input)
     for split in others:
-        theirs = [split.tensor(index, network_input) for index in range(len(split))]
-        least, most = (float(function(theirs)) for function in (np.min, np.max))
+        least, most = _range(split, network_input)
         beyond = max(low - least, most - high)
         if beyond > _BEYOND * (high - low):
             doubts.append(
@@ -300,6 +294,11 @@ def calibration_doubts(
                 f"from {low:.3g} to {high:.3g}, so features will be clipped"
             )
     return doubts
+
+
+def _range(split: Split, network_input: Input) -> tuple[float, float]:
+    batches = [(float(x.min()), float(x.max())) for x in split.batches(network_input)]
+    return min(least for least, _ in batches), max(most for _, most in batches)
 
 
 def _pixel_bounds(network_input: Input) -> tuple[Array, Array] | None:
