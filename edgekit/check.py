@@ -15,6 +15,7 @@ from edgekit.models.exits import eager_logits
 from edgekit.recipe import Check, Tolerance
 from edgekit.runtime.chain import Chain, ChainSpec, most_rows
 from edgekit.runtime.criteria import CRITERIA, decide
+from edgekit.runtime.device import threads_here
 from edgekit.runtime.verify import differences
 from edgekit.stages import Exported, Network, Part, Segments
 from edgekit.target import Target
@@ -342,7 +343,7 @@ def chain_of(
         ),
         [part.program for part in parts],
         engine=target.engine,
-        threads=target.threads,
+        threads=threads_here(target.threads),
     )
 
 

@@ -77,14 +77,16 @@ def carry_out(plan: Plan, output: Path, progress: "Progress | None" = None) -> B
     with user_code(recipe.folder), new_bundle(output) as folder:
         # A stage whose result is at hand gives it, and those before it give nothing.
         run = _Run(plan, progress or Silent())
-        exported = run(Export(), run.load())
+        network = run.load()
+        tune = Tune(recipe, run.splits.get("tuning"), run.final, run.chain)
+        exported = run(Export(), network)
         split = run(SplitStage(), exported)
         lowered = run(Lower(run.backend, target, run.sample), split)
         optimized = run(
             Optimize(run.backend, run.error_of, recipe.check.max_relative_error), lowered
         )
         quantized = run(Quantize(run.backend, recipe, target, run.splits, run.reach()), optimized)
-        tuned = run(Tune(recipe, run.splits.get("tuning"), run.final, run.chain), quantized)
+        tuned = run(tune, quantized)
         contents = run(
             Build(recipe, target, run.backend, run.splits, wheelhouse=plan.wheelhouse), tuned
         )

@@ -69,6 +69,13 @@ def test_the_evidence_says_what_was_proven(built_tiny):
     assert evidence["golden"]["samples"] == len(manifest.golden.samples)
 
 
+def test_a_deadline_on_the_building_machine_goes_by_the_evidence(built_tiny):
+    evidence = unseal((built_tiny / EVIDENCE_NAME).read_bytes(), EVIDENCE_NAME)
+    chain = Chain.load(built_tiny)
+    assert chain.one(np.zeros((1, 8, 8), np.float32), deadline_ms=1e9).stop in {"sure", "final"}
+    assert chain.segment_ms == pytest.approx(evidence["segment_latency_ms"])
+
+
 def test_golden_samples_stand_for_every_exit_that_is_taken(built_tiny):
     manifest = read_bundle(built_tiny).manifest
     evidence = unseal((built_tiny / EVIDENCE_NAME).read_bytes(), EVIDENCE_NAME)

@@ -22,7 +22,7 @@ from edgekit.errors import InputError
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain, ChainSpec
 from edgekit.runtime.deadline import expected_ms
-from edgekit.runtime.device import describe, other_than_target
+from edgekit.runtime.device import describe, other_than_target, threads_here
 from edgekit.runtime.verify import load_array
 
 __all__ = ["bench", "latency_summary", "load_test_data", "verdict"]
@@ -100,7 +100,7 @@ def bench(
     its keys. Raises DeviceError where an engine fails, InputError where the samples do not fit.
     """
     manifest = bundle.manifest
-    threads = threads or manifest.target.threads
+    threads = threads or threads_here(manifest.target.threads)
     for other in beside:
         _demand_alike(bundle, other)
     if labels is not None:

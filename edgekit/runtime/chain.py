@@ -19,6 +19,7 @@ from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime import deadline, preprocess
 from edgekit.runtime.criteria import CRITERIA, Criterion
+from edgekit.runtime.device import threads_here
 from edgekit.runtime.engines import Buffer, Engine, load_engine
 from edgekit.runtime.metrics import Metrics
 
@@ -149,12 +150,13 @@ class Chain:
     ) -> "Chain":
         """The chain of the bundle at `path`.
 
-        `variant` is the first one by default, `threads` what the target says. For deadlines,
-        `segment_ms` or `profile` says how long segments take: see `Chain.segment_ms`; a profile is
-        a report that `edgekit bench --json` wrote of this bundle on this device. `metrics` is a
-        file for what the chain does (`Metrics`). Raises BundleError where the bundle is not exactly
-        what was built, DeviceError where its engine is missing or refuses a segment, InputError
-        where the times do not fit or the file cannot be written.
+        `variant` is the first one by default, `threads` what the target says, or the cores of this
+        machine where those are fewer. For deadlines, `segment_ms` or `profile` says how long
+        segments take: see `Chain.segment_ms`; a profile is a report that `edgekit bench --json`
+        wrote of this bundle on this device. `metrics` is a file for what the chain does
+        (`Metrics`). Raises BundleError where the bundle is not exactly what was built, DeviceError
+        where its engine is missing or refuses a segment, InputError where the times do not fit or
+        the file cannot be written.
         """
         return cls.from_bundle(
             read_bundle(path),
@@ -179,7 +181,7 @@ class Chain:
         """As `load`, from a bundle that was read already."""
         manifest = bundle.manifest
         chosen = manifest.variant(variant)
-        threads = threads or manifest.target.threads
+        threads = threads or threads_here(manifest.target.threads)
         chain = cls.from_segments(
             ChainSpec(
                 manifest.input,

@@ -16,7 +16,7 @@ import numpy as np
 from edgekit.bundle.manifest import Segment
 from edgekit.bundle.reader import Bundle, read_evidence
 from edgekit.errors import BundleError, InputError
-from edgekit.runtime.device import describe
+from edgekit.runtime.device import describe, threads_here
 
 __all__ = ["budget_ns", "expected_ms", "expected_ns", "from_evidence", "from_report"]
 
@@ -98,7 +98,10 @@ def from_evidence(bundle: Bundle, segments: Sequence[Segment], threads: int) -> 
     None where there are none, or they are not of this processor, these threads, these segments.
     """
     manifest = bundle.manifest
-    if threads != manifest.target.threads or tuple(segments) != manifest.variant().segments:
+    if (
+        threads != threads_here(manifest.target.threads)
+        or tuple(segments) != manifest.variant().segments
+    ):
         return None
     try:
         evidence: dict[str, Any] = read_evidence(bundle) or {}

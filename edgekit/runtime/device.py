@@ -9,9 +9,21 @@ from typing import Any
 
 from edgekit.bundle.manifest import Requirements, Target
 
-__all__ = ["describe", "other_than_target", "package_versions", "unmet"]
+__all__ = ["cores", "describe", "other_than_target", "package_versions", "threads_here", "unmet"]
 
 ENGINE_PACKAGES = ("onnxruntime", "ai-edge-litert", "tflite-runtime", "tensorrt")
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_here(wanted: int) -> int:
+    """As many threads as a target wants, or as there are cores: more would wait for each other."""
+    return min(wanted, cores())
 
 
 def describe() -> dict[str, Any]:
@@ -19,9 +31,7 @@ def describe() -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
