@@ -33,7 +33,8 @@ def test_the_benchmark_page_is_written_and_resnet18_is_exact(tmp_path):
     page, output = tmp_path / "page.md", tmp_path / "built"
     run("benchmarks/run.py", "--rounds", 1, "--page", page, "--output", output)
     rows = [line for line in page.read_text().splitlines() if line.startswith("| resnet18")]
-    assert len(rows) == 2
+    precisions = [line.split("|")[2].strip() for line in rows]
+    assert precisions == ["fp32", "fp32", "int8 U8S8", "int8 S8S8"]
     path = output / "benchmarks-resnet18-recipe" / EVIDENCE_NAME
     evidence = unseal(path.read_bytes(), EVIDENCE_NAME)
     for check in evidence["checks"]:

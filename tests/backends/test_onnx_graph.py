@@ -15,7 +15,7 @@ from tests.stages.test_split import split
 
 
 class Mixed(nn.Module):
-    """Groups, strides, a matrix product in three dimensions, an MLP head and a convolutional one."""
+    """Groups, strides, a matrix product in 3 dimensions, an MLP head and a convolutional one."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,6 @@ def test_a_pool_that_the_backbone_needs_too_is_no_part_of_the_head():
 
 
 def test_nodes_without_a_name_get_one_that_is_not_taken():
-    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["b"], "Relu-0"),
-             helper.make_node("Relu", ["b"], ["c"], "Relu-0")]  # fmt: skip
+    nodes = [helper.make_node("Relu", ["x"], ["y"], name) for name in ("", "Relu-0", "Relu-0")]
     named = with_names(helper.make_model(helper.make_graph(nodes, "g", [], [])))
     assert len({node.name for node in named.graph.node}) == 3

@@ -283,7 +283,7 @@ def test_float16_crosses_and_heads_do_not(skipping):
         "float32"
     }
     found = skipping.check(given, max_relative_error=0.01)
-    assert 0 < found.max_relative_error
+    assert found.max_relative_error > 0
 
 
 def test_a_wrong_quantized_chain_is_refused_with_its_own_tolerance(skipping):
