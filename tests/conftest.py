@@ -128,6 +128,13 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
     return folder
 
 
+def reference_of(network, policy, batches, limits):
+    """A network's own answers on the samples of `batches()`, for a chain to be held to."""
+    from edgekit.check import Reference, model_logits
+
+    return Reference(network.exits, model_logits(network, batches()), batches, policy, limits)
+
+
 @pytest.fixture(scope="session")
 def built_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the tiny recipe; read-only by agreement, see `tiny_bundle`."""

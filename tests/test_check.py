@@ -18,6 +18,7 @@ from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
 from edgekit.stages.split import Split
 from edgekit.target import load_target
+from tests.conftest import reference_of
 from tests.stages.test_split import IMAGES, SkipsASegment
 
 RNG = np.random.default_rng(0)
@@ -35,7 +36,7 @@ class World:
 
     def reference(self, thresholds=(0.4, 0.4), **limits) -> Reference:
         policy = Policy("max_prob", thresholds)
-        return Reference(self.network, policy, lambda: iter(SAMPLES), Check(**limits))
+        return reference_of(self.network, policy, lambda: iter(SAMPLES), Check(**limits))
 
     def check(self, segments, **limits):
         recipe = load_recipe("digits", {"input.shape": [1, 4, 4]})

@@ -37,7 +37,9 @@ def load(recipe: Path, **data: Any) -> dict[str, Split]:
     sources = {"calibration": None, "tuning": None, "test": None, **data}
     found = load_recipe(str(recipe), {**overrides, "data": sources})
     with user_code(found.folder):
-        return load_splits(found)
+        splits = load_splits(found)
+        check_disjoint(splits, found.manifest_input(""))
+        return splits
 
 
 def refused(recipe: Path, *named: str, **data: Any) -> None:

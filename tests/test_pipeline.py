@@ -57,11 +57,22 @@ def test_the_evidence_says_what_was_proven(built_tiny):
     manifest = read_bundle(built_tiny).manifest
     assert evidence["bundle_id"] == manifest.bundle_id
     stages = [stage["name"] for stage in evidence["stages"]]
-    assert stages == ["load", "export", "split", "lower", "optimize", "build", "verify"]
+    assert stages == [
+        "load",
+        "export",
+        "split",
+        "lower",
+        "optimize",
+        "quantize",
+        "tune",
+        "build",
+        "verify",
+    ]
     assert [check["stage"] for check in evidence["checks"]] == [
         "split",
         "lower",
         "optimize",
+        "tune",
         "verify",
     ]
     assert all(check["exit_agreement"] == 1 for check in evidence["checks"])
@@ -136,7 +147,17 @@ def test_progress_is_told_every_stage_and_part(tiny_recipe, tmp_path):
 
     build(load_recipe(str(tiny_recipe)), load_target("host"), tmp_path / "out", Recorder())
     stages = [one for one in told if ":" not in one]
-    assert stages == ["load", "export", "split", "lower", "optimize", "build", "verify"]
+    assert stages == [
+        "load",
+        "export",
+        "split",
+        "lower",
+        "optimize",
+        "quantize",
+        "tune",
+        "build",
+        "verify",
+    ]
     for part in ("segment-1", "segment-3", "plain", "whole"):
         assert f"lower: {part}" in told
 

@@ -39,7 +39,9 @@ def parts():
     graphs = split(Mixed(), 2, sample)
     backend = OnnxRuntimeBackend()
     lowered = Lower(backend, load_target("host"), sample)(graphs, lambda text: None).artifact
-    return Optimize(backend)(lowered, lambda text: None).artifact
+    # What passes break is another test's concern.
+    optimize = Optimize(backend, lambda segments, name: 0.0, 1e-3)
+    return optimize(lowered, lambda text: None).artifact
 
 
 def read(part) -> onnx.ModelProto:

@@ -31,7 +31,7 @@ def test_a_dry_run_shows_everything_and_builds_nothing(cli, tiny_recipe, tmp_pat
     )  # fmt: skip
     assert ended.code == 0
     assert "first: 0.77" in ended.out
-    assert "export, split, lower, optimize" in ended.out
+    assert "# load      no earlier build" in ended.out
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["recipe"]["policy"]["thresholds"] == {"first": 0.77, "second": 0.29}
     assert plan["target"]["threads"] == 3

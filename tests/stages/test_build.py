@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 
 from edgekit.backends import backend_for
-from edgekit.bundle.manifest import Segment, TensorSpec
+from edgekit.bundle.manifest import Policy, Segment, TensorSpec
 from edgekit.bundle.reader import read_bundle
 from edgekit.data import load_splits
 from edgekit.errors import BuildError
 from edgekit.install import own_wheel, pins
 from edgekit.models.load import user_code
 from edgekit.recipe import load_recipe
-from edgekit.stages import Part, Segments
+from edgekit.stages import Part, Segments, Tuned
 from edgekit.stages.build import Build
 from edgekit.target import load_target
 
@@ -25,17 +25,20 @@ SEGMENTS = Segments(
     whole=Part("whole", bytes(500_000), ("x",), ("a",), {"first": "a"}, 0, 0),
 )
 
+POLICY = Policy("max_prob", ())
+
 
 def test_a_chain_that_the_devices_memory_cannot_hold_is_refused(tiny_recipe):
     target = load_target("rpi4b", {"memory_bytes": 2**20})
     stage = Build(load_recipe(str(tiny_recipe)), target, backend_for(target.engine), {})
     words = r"needs 1\.2 MB.*rpi4b has 1\.0 MB; .*--set target\.memory_bytes"
     with pytest.raises(BuildError, match=words):
-        stage(SEGMENTS, lambda text: None)
+        stage(Tuned(SEGMENTS, POLICY), lambda text: None)
     # A program of half that size passes on, to where golden samples are looked for.
     smaller = dataclasses.replace(SEGMENTS.chain[0], program=bytes(500_000))
     with pytest.raises(Exception, match="onnxruntime refuses segment-1"):
-        stage(dataclasses.replace(SEGMENTS, chain=(smaller,)), lambda text: None)
+        segments = dataclasses.replace(SEGMENTS, chain=(smaller,))
+        stage(Tuned(segments, POLICY), lambda text: None)
 
 
 def test_a_device_that_can_run_but_not_bench_is_a_note(built_tiny, tiny_recipe):
@@ -63,7 +66,7 @@ def test_a_device_that_can_run_but_not_bench_is_a_note(built_tiny, tiny_recipe):
         # Less than a target may have, as the network is smaller than any.
         target = load_target("host").model_copy(update={"memory_bytes": memory_bytes})
         stage = Build(recipe, target, backend_for(target.engine), splits)
-        notes = stage(segments, lambda text: None).notes
+        notes = stage(Tuned(segments, manifest.policy), lambda text: None).notes
         assert ("bench also loads the undivided networks" in notes.get("warning", "")) is noted
 
 

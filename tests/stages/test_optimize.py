@@ -18,13 +18,14 @@ from torch import nn
 
 from edgekit.backends.onnxruntime import OnnxRuntimeBackend
 from edgekit.bundle.manifest import Input, Policy
-from edgekit.check import Reference, runner_for
+from edgekit.check import runner_for
 from edgekit.models.exits import Exits
 from edgekit.recipe import Check
 from edgekit.stages import Network, Segments, StageResult
 from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import ErrorOf, Optimize
 from edgekit.target import load_target
+from tests.conftest import reference_of
 from tests.stages.test_split import IMAGES, StepsThroughTime, split
 
 BACKEND = OnnxRuntimeBackend()
@@ -41,7 +42,7 @@ def error_of(model: nn.Module, exits: int, shape: tuple[int, ...]) -> ErrorOf:
     samples = np.random.default_rng(0).standard_normal((12, *shape)).astype(np.float32)
     network = Network(Exits(model.eval(), names).eval(), names, torch.from_numpy(samples[:2]))
     policy = Policy("max_prob", (0.5,) * (exits - 1))
-    reference = Reference(network, policy, lambda: iter([samples]), Check())
+    reference = reference_of(network, policy, lambda: iter([samples]), Check())
 
     def error(segments: Segments[bytes], name: str) -> float:
         source = Input(segments.input, "float32", shape, None)

@@ -12,12 +12,12 @@ from edgekit.backends.onnx_graph import costs, executed
 from edgekit.backends.onnxruntime import OnnxRuntimeBackend
 from edgekit.bundle.manifest import EVIDENCE_NAME, Policy, unseal
 from edgekit.bundle.reader import read_bundle
-from edgekit.check import Reference, chain_of, runner_for
+from edgekit.check import chain_of, runner_for
 from edgekit.data import Split
 from edgekit.errors import BuildError, CheckError, RecipeError
 from edgekit.models.exits import Exits
 from edgekit.pipeline import build
-from edgekit.recipe import Check, load_recipe
+from edgekit.recipe import Tolerance, load_recipe
 from edgekit.runtime import Chain
 from edgekit.runtime.bench import load_test_data
 from edgekit.stages import Network
@@ -27,6 +27,7 @@ from edgekit.stages.optimize import Optimize
 from edgekit.stages.quantize import Quantize, calibration_doubts
 from edgekit.stages.split import Split as SplitStage
 from edgekit.target import load_target
+from tests.conftest import reference_of
 from tests.stages.test_split import SkipsASegment
 
 SHAPE = (1, 4, 4)
@@ -67,12 +68,12 @@ class World:
 
     def check(self, segments, **limits):
         recipe = load_recipe("digits", {"input": {"shape": list(SHAPE)}})
-        reference = Reference(
+        reference = reference_of(
             self.network,
             Policy("max_prob", (0.5,) * (len(self.network.exits) - 1)),
             lambda: iter([noise(7)]),
-            Check(quantized={"max_relative_error": 0.1, "min_top1_agreement": 0.9,
-                             "min_exit_agreement": 0.8} | limits),
+            Tolerance(**{"max_relative_error": 0.1, "min_top1_agreement": 0.9,
+                         "min_exit_agreement": 0.8} | limits),
         )  # fmt: skip
         make = runner_for(segments, recipe.manifest_input(segments.input), load_target("host"))
         return reference.check("quantize", segments, self.exported, make)
@@ -85,7 +86,11 @@ def world_of(model: nn.Module, exits: int) -> World:
     exported = Export()(network, silent).artifact
     split = SplitStage()(exported, silent).artifact
     lowered = Lower(BACKEND, load_target("host"), network.sample)(split, silent).artifact
-    return World(network, exported, Optimize(BACKEND)(lowered, silent).artifact)
+    return World(
+        network,
+        exported,
+        Optimize(BACKEND, lambda segments, name: 0.0, 1e-3)(lowered, silent).artifact,
+    )
 
 
 @pytest.fixture(scope="module")
