@@ -8,8 +8,11 @@ with `edgekit bench`. Ratios come from one run each; milliseconds are of this ma
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,19 @@ The second is what a Raspberry Pi's kernels want; on x86, where ONNX Runtime has
 unsigned activations only, much of it runs in float, and the row shows what that costs here.
 
 {remarks}
+
+## A build with nothing changed
+
+`edgekit build recipes/digits/recipe.yaml` runs no stage the second time and takes {again_s:.2f} s
+from the shell and back, {first_s:.1f} s the first time.
+
+## What metrics and a deadline cost a call
+
+`python benchmarks/metrics_cost.py`, on digits in FP32 at one thread:
+
+```
+{cost}
+```
 """
 
 
@@ -81,7 +97,11 @@ def main() -> None:
         f"{one['verdict']}"
         for one in reports
     )
-    text += TAIL.format(remarks=remarks)
+    first_s, again_s = rebuilt("recipes/digits/recipe.yaml", options.output / "again")
+    script = str(ROOT / "benchmarks/metrics_cost.py")
+    runs = str(500 * options.rounds)
+    cost = printed(sys.executable, script, str(digits), "--threads", "1", "--runs", runs)
+    text += TAIL.format(remarks=remarks, first_s=first_s, again_s=again_s, cost=cost.rstrip())
     options.page.write_text(text, encoding="utf-8")
     print(text)
 
@@ -93,17 +113,35 @@ def built(recipe: str, output: Path, *options: str) -> Path:
     return folder
 
 
+def rebuilt(recipe: str, output: Path) -> tuple[float, float]:
+    """Seconds of a build from nothing, and of the same build again."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(2):
+            start = time.perf_counter()
+            edgekit("build", ROOT / recipe, "--output", output, XDG_CACHE_HOME=cache)
+            seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1]
+
+
 def measured(bundle: Path, *options: object) -> dict[str, Any]:
     """The bench report of a bundle on the test split that it carries."""
     report: dict[str, Any] = json.loads(edgekit("bench", bundle, *options, "--json", "-"))
     return report
 
 
-def edgekit(*arguments: object) -> str:
+def edgekit(*arguments: object, **environment: str) -> str:
     """What a command prints. Each runs in a process of its own, without torch, as on a device."""
-    command = [sys.executable, "-m", "edgekit.cli", *map(str, arguments)]
-    print("edgekit", *command[3:], flush=True)
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print("edgekit", *arguments, flush=True)
+    return printed(sys.executable, "-m", "edgekit.cli", *map(str, arguments), **environment)
+
+
+def printed(*command: str, **environment: str) -> str:
+    """What a program writes to its standard output."""
+    variables = {**os.environ, **environment}
+    return subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=variables
+    ).stdout
 
 
 def row(report: dict[str, Any], precision: str, floats: dict[str, Any] | None = None) -> str:

@@ -158,26 +158,31 @@ def tiny_bundle(built_tiny: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of recipes/digits for `host`; read-only by agreement."""
+    from edgekit.cache import Cache
     from edgekit.pipeline import build
     from edgekit.recipe import load_recipe
     from edgekit.target import load_target
 
     def make(folder: Path) -> None:
         recipe = load_recipe(str(ROOT / "recipes/digits/recipe.yaml"))
-        build(recipe, load_target("host"), folder)
+        # What the two bundles of digits have in common is built once.
+        cache = Cache(folder.parent / "digits-cache")
+        build(recipe, load_target("host"), folder, cache=cache)
 
     return once(tmp_path_factory, "built-digits", make)
 
 
 @pytest.fixture(scope="session")
-def digits_int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_int8_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of recipes/digits for `rpi4b`, one thread; read-only by agreement."""
+    from edgekit.cache import Cache
     from edgekit.pipeline import build
     from edgekit.recipe import load_recipe
     from edgekit.target import load_target
 
     def make(folder: Path) -> None:
         recipe = load_recipe(str(ROOT / "recipes/digits/recipe.yaml"))
-        build(recipe, load_target("rpi4b", {"threads": 1}), folder)
+        cache = Cache(folder.parent / "digits-cache")
+        build(recipe, load_target("rpi4b", {"threads": 1}), folder, cache=cache)
 
     return once(tmp_path_factory, "built-digits-int8", make)

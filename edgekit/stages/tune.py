@@ -140,18 +140,34 @@ class Tune(Stage[Segments[bytes], Tuned]):
             "pytorch_accuracy": None if in_pytorch is None else in_pytorch / samples,
             "exit_rates": dict(zip(artifact.exits, rates.tolist(), strict=True)),
         }
-        if thresholds and not sure.any():
-            notes["warning"] = (
-                "no sample of the tuning split leaves early, so the chain is no faster than the "
-                "undivided network; "
-                + (
-                    "a larger policy.tune.max_accuracy_drop, or early exits that are right more "
-                    "often, would change that"
-                    if self.recipe.policy.tune
-                    else "lower policy.thresholds would change that"
-                )
-            )
+        if warning := self._useless(taken, len(correct)):
+            notes["warning"] = warning
         return StageResult(self._tuned(artifact, thresholds), notes)
+
+    def _useless(self, taken: Array, exits: int) -> str | None:
+        """Words about a chain that always ends at the same exit, if it does."""
+        tuned = self.recipe.policy.tune is not None
+        if exits == 1:
+            return None
+        if not (taken < exits - 1).any():
+            remedy = (
+                "a larger policy.tune.max_accuracy_drop, or early exits that are right more often, "
+                "would change that"
+                if tuned
+                else "lower policy.thresholds would change that"
+            )
+            return (
+                "no sample of the tuning split leaves early, so the chain is no faster than the "
+                f"undivided network; {remedy}"
+            )
+        if not taken.any():
+            remedy = "harder samples in data.tuning" if tuned else "higher policy.thresholds"
+            return (
+                "every sample of the tuning split leaves at the first exit, so the later segments "
+                f"are never run: a smaller network would do as well, or {remedy} would show where "
+                "it does not"
+            )
+        return None
 
     def _tuned(self, segments: Segments[bytes], thresholds: tuple[float, ...]) -> Tuned:
         return Tuned(segments, Policy(self.recipe.policy.criterion, thresholds))
@@ -205,7 +221,7 @@ def _candidate(levels: Floats, index: int) -> float:
     if not len(levels):
         return 1.0
     if index == 0:
-        return _beyond(float(levels[0]), -1.0)
+        return 0.0 if levels[0] > 0 else _beyond(float(levels[0]), -1.0)
     below = float(levels[index - 1])
     if index == len(levels):
         return _beyond(below, 1.0)

@@ -292,6 +292,15 @@ def test_early_exits_that_never_help_raise_a_doubt(tiny):
     assert "lower policy.thresholds" in high
 
 
+def test_later_segments_that_never_run_raise_a_doubt(tiny):
+    tuned = tiny.tune({"tune": {"max_accuracy_drop": 1.0}})
+    assert tuned.artifact.policy.thresholds == (0.0, 0.0)
+    assert "leaves at the first exit" in tuned.notes["warning"]
+    assert "harder samples" in tuned.notes["warning"]
+    low = tiny.tune({"thresholds": 0.0}).notes["warning"]
+    assert "higher policy.thresholds" in low
+
+
 @pytest.mark.parametrize(
     ("thresholds", "words"),
     [((), "0 thresholds for 1"), ((0.5, 0.5), "2 thresholds for 1"), ((math.inf,), "finite")],
