@@ -1,6 +1,9 @@
 """The whole way: the same inputs give the same bundle, and a second build replaces the first."""
 
+import os
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from edgekit.pipeline import build
 from edgekit.recipe import load_recipe
 from edgekit.runtime import Chain
 from edgekit.target import load_target
-from tests.conftest import write_tiny_recipe
+from tests.conftest import ROOT, write_tiny_recipe
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -27,13 +30,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_same_inputs_give_the_same_bytes_from_another_folder(built_tiny, tmp_path, monkeypatch):
-    elsewhere = tmp_path / "a folder/of another name"
-    elsewhere.mkdir(parents=True)
-    monkeypatch.chdir(elsewhere)
-    recipe = write_tiny_recipe(elsewhere / "copy")
-    build(load_recipe(str(recipe)), load_target("host"), Path("out"))
-    first, second = contents(built_tiny), contents(elsewhere / "out")
+def test_another_clone_in_another_folder_gives_the_same_bytes(built_tiny, tmp_path):
+    clone = tmp_path / "a folder/of another name"
+    for part in ("edgekit", "targets", "recipes"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / part, clone / part, ignore=ignored)
+    recipe = write_tiny_recipe(clone / "copy")
+    command = [sys.executable, "-m", "edgekit.cli", "build", str(recipe), "--output", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(clone), "PYTHONHASHSEED": "1"}
+    subprocess.run(command, check=True, cwd=clone, env=environment, capture_output=True)
+    first, second = contents(built_tiny), contents(clone / "out")
     assert first.pop(EVIDENCE_NAME)
     assert second.pop(EVIDENCE_NAME)
     assert first == second
