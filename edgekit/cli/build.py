@@ -51,7 +51,7 @@ def build(
     ] = True,
     json_to: JsonOption = None,
 ) -> None:
-    """Build a recipe for a target: export, split, lower, optimize, check, write the bundle."""
+    """Build a recipe for a target: export, split, lower, optimize, quantize, tune, check, write."""
     terminal = Terminal(json_to)
     the_recipe, the_target = resolve(recipe, target, settings)
     folder = output or Path("build") / the_recipe.name / the_target.name
