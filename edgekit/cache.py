@@ -33,6 +33,10 @@ _UNDER_WAY = ".under-way-"
 """How the name of a file begins that is still written."""
 
 
+_MOST_NOTES = 16
+"""Notes under one key: whoever looks for the one that fits reads them all."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A stage's result: a document of plain data, and files by name."""
@@ -85,7 +89,7 @@ class Cache:
         for name, sha256 in record["blobs"].items():
             content = self._blob(sha256)
             if content is None:
-                path.unlink(missing_ok=True)
+                self._drop(path)
                 return None
             blobs[name] = content
         with suppress(OSError):
@@ -113,8 +117,11 @@ class Cache:
     def note(self, kind: str, key: str, document: dict[str, Any], *, alone: bool = False) -> None:
         """Leave a note under a key, beside others or in their place."""
         name = "note" if alone else digest(document)
+        folder = self.folder / "notes" / kind / key
         with self._excused(), self._locked(fcntl.LOCK_SH):
-            _write(self.folder / "notes" / kind / key / f"{name}.json", seal(document))
+            _write(folder / f"{name}.json", seal(document))
+            for path in _latest_first(folder)[_MOST_NOTES:]:
+                path.unlink(missing_ok=True)
 
     def listing(self) -> list[Listed]:
         """Every entry, the latest used first."""
@@ -194,8 +201,13 @@ class Cache:
             return None
         if hashlib.sha256(content).hexdigest() == sha256:
             return content
-        path.unlink(missing_ok=True)
+        self._drop(path)
         return None
+
+    def _drop(self, path: Path) -> None:
+        """Remove what is damaged, so that it is put anew."""
+        with self._excused():
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:

@@ -185,8 +185,6 @@ class _Run:
             for name, most in rows.items():
                 batches = self.splits[name].batches(self.source, most=most)
                 self.answers[name] = model_logits(network, batches)
-        if self.recipe.model.checkpoint is not None:
-            reads.files.add(str((self.recipe.folder / self.recipe.model.checkpoint).resolve()))
         self.plan.learn(reads)
         return network
 

@@ -12,7 +12,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import time
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache, Entry, digest
 from edgekit.errors import BundleError
-from edgekit.models.reads import Reads
+from edgekit.install import own_wheel
+from edgekit.models.reads import Reads, origin_of
 from edgekit.recipe import Recipe
 from edgekit.shipped import shipped
 from edgekit.target import Target
@@ -45,8 +47,8 @@ KEPT = ("lower", "optimize", "quantize", "tune", "verify")
 _GROUPS = {"load": "lower", "quantize": "quantize", "tune": "tune", "build": "verify"}
 """Where the ingredients of a kept stage come in: at the first stage of those that lead to it."""
 
-_SETTLED_SECONDS = 2
-"""A file that was changed less than this before it was read may change again unseen by its time."""
+_TICK_NS = 10_000_000
+"""File systems take their time from a clock that ticks; a change is up to this much later."""
 
 _SHOWN_CHARS = 40
 
@@ -98,16 +100,18 @@ class Plan:
 
     def learn(self, reads: Reads) -> None:
         """What the user's code read, now that it has run: from here on results can be kept."""
-        if self.cache is not None:
-            self._set_files(_fingerprints(reads, self.recipe.folder))
-            assert self._files is not None  # noqa: S101
-            self.cache.note("reads", self._first_key(), self._files)
+        if self.cache is None:
+            return
+        files = _fingerprints(reads, self.recipe.folder)
+        if files is not None:
+            self._set_files(files)
+            self.cache.note("reads", self._first_key(), files)
 
     def keep(self, stage: str, entry: Entry) -> None:
         """Put a stage's result into the cache, if there is one."""
         if self.cache is None or not self._keys:
             return
-        title = f"{self.recipe.name} for {self.target.name}"
+        title = f"{self.recipe.name} for {self.target.name}, {self.target.precision}"
         self.cache.put(self._keys[stage], stage, title, entry)
         if stage == KEPT[-1]:
             record = {"ingredients": self._ingredients, "files": self._files}
@@ -141,7 +145,7 @@ class Plan:
 
     def _find(self, cache: Cache) -> None:
         for note in cache.notes("reads", self._first_key()):
-            if not _changes(note, self.recipe.folder):
+            if next(_changes(note, self.recipe.folder), None) is None:
                 self._set_files(note)
                 break
         for stage in reversed(KEPT if self._keys else ()):
@@ -152,7 +156,7 @@ class Plan:
     def _set_files(self, files: dict[str, Any]) -> None:
         self._files = files
         contents = {name: one["sha256"] for name, one in files["files"].items()}
-        key = digest([self._first_key(), contents, files["folders"], files["packages"]])
+        key = digest([self._first_key(), contents, files["folders"], files["modules"]])
         self._keys = {KEPT[0]: key}
         for stage in KEPT[1:]:
             key = digest([key, stage, self._ingredients[stage]])
@@ -175,7 +179,9 @@ class Plan:
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
         ]
-        return found + (_changes(last["files"], self.recipe.folder) if stage == "load" else [])
+        return found + (
+            list(_changes(last["files"], self.recipe.folder)) if stage == "load" else []
+        )
 
 
 def restore(plan: Plan, output: Path) -> Built:
@@ -223,7 +229,7 @@ def _ingredients(recipe: Recipe, target: Target, wheelhouse: bool) -> dict[str, 
         "target.engine",
         "target.opset",
     )
-    quantize |= take("recipe.quantize", "target.precision", "target.activations")
+    quantize |= take("recipe.quantize", "target.precision", "target.activations", "target.machine")
     quantize |= take("recipe.policy") if reached else {}
     lower |= {f"the version of {name}": _version(name) for name in TOOLS[target.engine]}
     lower |= {
@@ -237,50 +243,67 @@ def _ingredients(recipe: Recipe, target: Target, wheelhouse: bool) -> dict[str, 
         "optimize": {},
         "quantize": quantize,
         "tune": take("recipe.policy"),
-        "verify": {**left, "--wheelhouse": wheelhouse},
+        "verify": {
+            **left,
+            "--wheelhouse": wheelhouse,
+            "the version of edgekit's wheel": own_wheel().version,
+        },
     }
 
 
-def _fingerprints(reads: Reads, folder: Path) -> dict[str, Any]:
-    """A note on what was read, with paths under the recipe's folder relative to it."""
-    now = time.time()
+def _fingerprints(reads: Reads, folder: Path) -> dict[str, Any] | None:
+    """A note on what was read, with paths relative to the recipe's folder.
+
+    None where a file changed while it was read: what it gave may be of before or after.
+    """
     files = {}
     for name in sorted(reads.files):
-        path = Path(name)
-        stat = path.stat()
-        settled = now - stat.st_mtime > _SETTLED_SECONDS
-        files[_relative(path, folder)] = {
-            "sha256": _hash(path),
-            "size_bytes": stat.st_size,
-            "mtime_ns": stat.st_mtime_ns if settled else None,
-        }
-    folders = {_relative(Path(name), folder): _listing(Path(name)) for name in reads.folders}
-    return {"files": files, "folders": folders, "packages": reads.packages}
+        signature = _signature(Path(name))
+        if signature and signature["ctime_ns"] >= reads.started_ns - _TICK_NS:
+            return None
+        files[_relative(name, folder)] = {**(signature or {}), "sha256": _hash(Path(name))}
+    folders = {_relative(name, folder): _listing(Path(name)) for name in sorted(reads.folders)}
+    modules = {name: _relative(file, folder) for name, file in sorted(reads.modules.items())}
+    return {"files": files, "folders": folders, "modules": modules}
 
 
-def _changes(note: dict[str, Any], folder: Path) -> list[str]:
+def _changes(note: dict[str, Any], folder: Path) -> Iterator[str]:
     """What is not any more as in a note, in words."""
-    found = []
     for name, before in note["files"].items():
         path = folder / name
-        try:
-            stat = path.stat()
-            # Source code is always read; for data its size and time must do, as for git.
-            same = path.suffix != ".py" and (stat.st_size, stat.st_mtime_ns) == (
-                before["size_bytes"],
-                before["mtime_ns"],
-            )
-            if not same and _hash(path) != before["sha256"]:
-                found.append(f"{name} changed")
-        except OSError:
-            found.append(f"{name} is gone")
+        signature = _signature(path)
+        # As for git: a file whose size and times are as they were is as it was.
+        if signature and signature == {key: before.get(key) for key in signature}:
+            continue
+        now = _hash(path)
+        if now != before["sha256"]:
+            what = "is gone" if now is None else "changed" if before["sha256"] else "is there now"
+            yield f"{name} {what}"
     for name, before in note["folders"].items():
         if _listing(folder / name) != before:
-            found.append(f"other files are in {name}")
-    for name, before in note["packages"].items():
-        if _version(name) != before:
-            found.append(_difference(f"the version of {name}", before, _version(name)))
-    return found
+            yield f"other files are in {name}"
+    path = [str(folder), *sys.path]  # As it is when the user's code begins.
+    for name, before in note["modules"].items():
+        found = origin_of(name, path)
+        if found is not None and _relative(found, folder) != before:
+            yield f"the module {name} is another, {found}"
+        elif found is None and (folder / before).exists():
+            yield f"the module {name} is not on Python's path any more"
+
+
+def _signature(path: Path) -> dict[str, int] | None:
+    """What the file system says of a file's content; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    # The time of change, unlike that of modification, is nobody's to set.
+    return {
+        "size_bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
@@ -292,21 +315,26 @@ def _difference(key: str, before: Any, now: Any) -> str:
     return f"{key} was {shown[0]}, is {shown[1]}"
 
 
-def _relative(path: Path, folder: Path) -> str:
-    folder = folder.resolve()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+def _relative(name: str, folder: Path) -> str:
+    # Never absolute: of two clones that share a cache, each looks at its own files.
+    return os.path.relpath(name, folder.resolve())
 
 
 def _listing(folder: Path) -> str | None:
     try:
-        return digest(sorted(os.listdir(folder)))  # noqa: PTH208  (names are all that is wanted)
+        names = os.listdir(folder)  # noqa: PTH208  (names are all that is wanted)
     except OSError:
         return None
+    # What Python and a build leave in the folder that they run in is no input of theirs.
+    return digest(sorted(set(names) - {"__pycache__", "build"}))
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _hash(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _version(package: str) -> str | None:

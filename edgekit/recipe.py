@@ -13,7 +13,17 @@ from edgekit.config import Strict, apply_overrides, parse, read_yaml
 from edgekit.errors import RecipeError
 from edgekit.shipped import shipped
 
-__all__ = ["Check", "Recipe", "Source", "check_files", "load_recipe"]
+__all__ = [
+    "Check",
+    "Goal",
+    "Quantize",
+    "Recipe",
+    "Source",
+    "Tolerance",
+    "check_files",
+    "check_precision",
+    "load_recipe",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -82,7 +92,9 @@ class Policy(Strict):
     @model_validator(mode="after")
     def _given_or_tuned(self) -> "Policy":
         if self.thresholds is not None and self.tune is not None:
-            raise ValueError("has thresholds and tune; thresholds are either given or tuned")
+            raise ValueError(
+                "has thresholds and tune; leave one of them out (--set policy.thresholds=null)"
+            )
         return self
 
 
@@ -137,6 +149,14 @@ class Tolerance(Strict):
     """Share of samples that leave at the same exit with the same class."""
 
 
+class QuantizedTolerance(Tolerance):
+    """What a chain of lower precision is held to: its numbers are not quite the model's."""
+
+    max_relative_error: float = Field(default=0.25, gt=0)
+    min_top1_agreement: float = Field(default=0.95, ge=0, le=1)
+    min_exit_agreement: float = Field(default=0.9, ge=0, le=1)
+
+
 class Check(Tolerance):
     """What the chain is held to after every stage, against the model in PyTorch."""
 
@@ -145,9 +165,7 @@ class Check(Tolerance):
     max_relative_error: float = Field(default=1e-3, gt=0)
     min_top1_agreement: float = Field(default=0.99, ge=0, le=1)
     min_exit_agreement: float = Field(default=0.99, ge=0, le=1)
-    quantized: Tolerance = Tolerance(
-        max_relative_error=0.25, min_top1_agreement=0.95, min_exit_agreement=0.9
-    )
+    quantized: QuantizedTolerance = QuantizedTolerance()
     """From quantize on, where the target's precision is not fp32."""
 
 
@@ -262,6 +280,16 @@ def check_files(recipe: Recipe) -> None:
     for key, path in named.items():
         if path is not None and not (recipe.folder / path).exists():
             raise RecipeError(f"{key}: {recipe.folder / path}: there is no such file or folder")
+
+
+def check_precision(recipe: Recipe, target: str, precision: str) -> None:
+    """Raises RecipeError where a target of this precision needs data that the recipe has not."""
+    if precision == "int8" and recipe.data.calibration is None:
+        raise RecipeError(
+            f"target {target} is int8, and the recipe has no data.calibration: name samples like "
+            "those that the device will see (some hundred, none of them in tuning or test), or "
+            "build with --set target.precision=int8-dynamic, which needs none"
+        )
 
 
 def _find(path: str) -> Path:

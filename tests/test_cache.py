@@ -125,6 +125,26 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path):
     assert "Not a directory" in str(cache.problem)
 
 
+def test_only_the_latest_notes_are_kept(cache):
+    for number in range(40):
+        cache.note("reads", key(0), {"number": number})
+    numbers = [note["number"] for note in cache.notes("reads", key(0))]
+    assert len(numbers) == 16
+    assert 39 in numbers
+
+
+def test_damage_that_cannot_be_removed_is_a_miss_all_the_same(cache, monkeypatch):
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Read-only file system", str(path))
+
+    cache.put(key(1), "lower", "t", Entry({}, {"a": b"right"}))
+    (blob,) = blobs(cache)
+    blob.write_bytes(b"wrong")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert cache.get(key(1)) is None
+    assert "Read-only file system" in str(cache.problem)
+
+
 def test_a_full_disk_costs_nothing_but_time(cache):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """What a build need not do again, and what it must."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from edgekit import plan as module
 from edgekit.cache import Cache
@@ -136,6 +138,117 @@ def test_a_file_that_the_data_comes_from_runs_everything(tiny_recipe, cache, cha
         name = "1.npy" if change == "content" else "2.npy"
         np.save(folder / "more" / name, np.ones((8, 8), np.uint8))
     assert make(tiny_recipe, cache, data=sources)[1] == list(STAGES)
+
+
+@pytest.mark.parametrize("restored_time", [False, True])
+def test_another_checkpoint_of_the_same_size_runs_everything(tiny_recipe, cache, restored_time):
+    """Also one whose time of modification was set back, as archives and copies do."""
+    folder = tiny_recipe.parent
+    code = (folder / "tiny.py").read_text()
+    (folder / "tiny.py").write_text(
+        code + "\n\ndef state(seed):\n    return tiny(seed).state_dict()\n"
+    )
+    sys.path.insert(0, str(folder))
+    try:
+        from tiny import state  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop("tiny")
+    checkpoint = folder / "weights.safetensors"
+    save_file(state(1), checkpoint)
+    times = checkpoint.stat().st_atime_ns, checkpoint.stat().st_mtime_ns
+    first, _ = make(tiny_recipe, cache, model__checkpoint=checkpoint.name)
+    save_file(state(2), checkpoint)
+    if restored_time:
+        os.utime(checkpoint, ns=times)
+    second, ran = make(tiny_recipe, cache, model__checkpoint=checkpoint.name)
+    assert ran == list(STAGES)
+    assert first.manifest.bundle_id != second.manifest.bundle_id
+
+
+def test_two_clones_look_at_their_own_files_outside_the_recipes_folder(tmp_path, cache):
+    recipes = []
+    for clone in ("a", "b"):
+        (tmp_path / clone).mkdir()
+        recipe = write_tiny_recipe(tmp_path / clone / "recipe")
+        recipe.with_name("tiny.py").rename(tmp_path / clone / "common.py")
+        recipe.with_name("tiny.py").write_text(
+            "import pathlib, sys\n"
+            "sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))\n"
+            "sys.modules.pop('common', None)\n"
+            "from common import *\n"
+        )
+        recipes.append(recipe)
+    first, _ = make(recipes[0], cache)
+    assert make(recipes[1], cache)[1] == []
+    with (tmp_path / "b/common.py").open("a") as stream:
+        stream.write(
+            "\nrelu = torch.relu\ntorch = __import__('types').SimpleNamespace(**vars(torch))\n"
+            "torch.relu = lambda x: relu(x) + 1\n"
+        )
+    second, ran = make(recipes[1], cache)
+    assert ran == list(STAGES)
+    assert first.manifest.bundle_id != second.manifest.bundle_id
+
+
+def test_another_package_of_the_same_name_runs_everything(
+    tiny_recipe, tmp_path, cache, monkeypatch
+):
+    code = tiny_recipe.with_name("tiny.py").read_text()
+    tiny_recipe.with_name("tiny.py").write_text("import net\nfrom net import *\n")
+    for place in ("old", "new"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "net.py").write_text(code + f"\nPLACE = {place!r}\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path / "old"))
+        make(tiny_recipe, cache)
+        sys.modules.pop("net")
+        assert make(tiny_recipe, cache)[1] == []
+    monkeypatch.syspath_prepend(str(tmp_path / "new"))
+    assert make(tiny_recipe, cache)[1] == list(STAGES)
+    sys.modules.pop("net")
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(tiny_recipe, cache):
+    model = tiny_recipe.with_name("tiny.py")
+    model.write_text(model.read_text().replace(
+        "    torch.manual_seed(seed)",
+        "    torch.manual_seed(seed)\n"
+        "    import pathlib\n"
+        "    with pathlib.Path(__file__).open('r+') as stream:\n"
+        "        stream.seek(0, 2)\n"
+        "        stream.write('# More.\\n')",
+    ))  # fmt: skip
+    make(tiny_recipe, cache)
+    assert cache.listing() == []
+    assert make(tiny_recipe, cache)[1] == list(STAGES)
+
+
+def test_a_file_that_was_looked_for_in_vain_runs_everything_once_it_is_there(tiny_recipe, cache):
+    model = tiny_recipe.with_name("tiny.py")
+    model.write_text(model.read_text() + (
+        "\nimport pathlib\ntry:\n    (pathlib.Path(__file__).parent / 'extra.txt').read_text()\n"
+        "except FileNotFoundError:\n    pass\n"
+    ))  # fmt: skip
+    make(tiny_recipe, cache)
+    assert make(tiny_recipe, cache)[1] == []
+    model.with_name("extra.txt").touch()
+    assert make(tiny_recipe, cache)[1] == list(STAGES)
+
+
+def test_the_targets_machine_decides_how_quantize_ends(tiny_recipe, cache):
+    quantized = {"data.calibration": {"factory": "tiny.py:samples", "args": {"seed": 3}},
+                 "quantize.min_integer_share": 0.0}  # fmt: skip
+    recipe = load_recipe(str(tiny_recipe), quantized)
+    plans = [
+        Plan(recipe, load_target("host", {"precision": "int8", "machine": machine}), cache)
+        for machine in ("aarch64", "x86_64")
+    ]
+    for plan in plans:
+        plan._set_files({"files": {}, "folders": {}, "modules": {}})
+    keys = [plan._keys for plan in plans]
+    assert keys[0]["optimize"] == keys[1]["optimize"]
+    assert keys[0]["quantize"] != keys[1]["quantize"]
 
 
 def test_a_tools_other_version_runs_everything(tiny_recipe, cache, monkeypatch):

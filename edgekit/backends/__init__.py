@@ -30,6 +30,7 @@ TOOLS = {
         "onnxscript",
         "onnxslim",
         "numpy",
+        "pillow",
     )
 }
 """The packages whose versions decide what comes out, per engine; named without importing them."""

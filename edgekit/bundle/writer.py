@@ -13,7 +13,7 @@ from pathlib import Path
 from edgekit.bundle.manifest import MANIFEST_NAME
 from edgekit.errors import BuildError
 
-__all__ = ["new_bundle", "write_files"]
+__all__ = ["check_output", "new_bundle", "write_files"]
 
 
 @contextmanager
@@ -27,8 +27,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
     Raises BuildError where `output` holds something else, or cannot be written.
     """
     output = output.resolve()
-    if output.exists() and not _replaceable(output):
-        raise BuildError(f"{output}: exists and is not a bundle; choose another --output")
+    check_output(output)
     prefix = f".{output.name}.partial-"
     with _as_build_error(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +42,12 @@ def new_bundle(output: Path) -> Iterator[Path]:
     finally:
         os.close(lock)
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_output(output: Path) -> None:
+    """Raises BuildError where `output` holds something that a bundle may not replace."""
+    if output.exists() and not _replaceable(output):
+        raise BuildError(f"{output}: exists and is not a bundle; choose another --output")
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.writer import check_output
 from edgekit.cli.output import (
     JsonOption,
     StageProgress,
@@ -62,6 +63,10 @@ def build(
     }
     from edgekit.cache import Cache, default_folder
     from edgekit.plan import STAGES, Plan, restore
+    from edgekit.recipe import check_precision
+
+    check_precision(the_recipe, the_target.name, the_target.precision)
+    check_output(folder)
 
     cache = Cache(default_folder()) if use_cache else None
     plan = Plan(the_recipe, the_target, cache, wheelhouse=wheelhouse)
@@ -89,7 +94,10 @@ def build(
         with StageProgress(terminal).live("importing torch"):
             from edgekit import pipeline
         built = pipeline.carry_out(plan, folder, StageProgress(terminal))
-    _print(terminal, built.manifest, built.evidence, folder)
+    _print(terminal, built.manifest, built.evidence)
+    verb = "Nothing to do for" if plan.finished else "Wrote"
+    bundle = f"{folder} ({built.manifest.bundle_id[:12]})"
+    terminal.line(f"\n{verb} {bundle}. Next: {_next(built.manifest, folder)}")
     if cache is not None and cache.problem:
         terminal.line(f"Note: the cache could not be written: {cache.problem}")
     terminal.json({"path": str(folder), **built.evidence})
@@ -117,7 +125,7 @@ def require(*modules: str) -> None:
         )
 
 
-def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any], folder: Path) -> None:
+def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> None:
     terminal.line()
     terminal.table(
         "Chain against the model in PyTorch",
@@ -136,17 +144,42 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any], fol
     )
     terminal.line()
     print_segments(terminal, manifest.variant(), manifest.input.tensor)
-    for stage in evidence["stages"]:
-        if "warning" in stage["notes"]:
-            terminal.line(f"\nNote: {stage['notes']['warning']}")
+    notes = {stage["name"]: stage["notes"] for stage in evidence["stages"]}
+    _print_results(terminal, notes)
+    for dropped in notes["optimize"]["dropped"]:
+        terminal.line("\nNote: {pass} was dropped for {part}: {reason}".format(**dropped))
+    for found in notes.values():
+        if "warning" in found:
+            terminal.line(f"\nNote: {found['warning']}")
     wheels = [file for file in manifest.files if file.path.endswith(".whl")]
     if len(wheels) > 1:  # Its own travels always.
         size = bytes_text(sum(file.size_bytes for file in wheels))
         terminal.line(
-            f"\n{folder / 'install'} holds {len(wheels)} wheels, {size}, for Python "
+            f"\ninstall/ holds {len(wheels)} wheels, {size}, for Python "
             f"{manifest.requirements.python}"
         )
-    terminal.line(f"\nWrote {folder} ({manifest.bundle_id[:12]}). Next: {_next(manifest, folder)}")
+
+
+def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
+    """What quantize and tune came to, in a line each."""
+    terminal.line()
+    if shares := notes["quantize"].get("integer_share"):
+        terminal.line(f"integers   {shares['chain']:.1%} of the MACs outside the heads")
+    tuned = notes["tune"]
+    if "exit_rates" in tuned:
+        at = ", ".join(f"{exit} {value:.6g}" for exit, value in tuned["thresholds"].items())
+        leave = ", ".join(f"{exit} {rate:.1%}" for exit, rate in tuned["exit_rates"].items())
+        terminal.line(f"thresholds {at or '-'}")
+        terminal.line(f"leave      {leave} (tuning split)")
+        terminal.line(
+            f"accuracy   {tuned['accuracy']:.2%} of {tuned['samples']}, with no exit taken "
+            f"{tuned['final_exit_accuracy']:.2%}"
+            + (
+                ""
+                if tuned["pytorch_accuracy"] is None
+                else f", the model in PyTorch {tuned['pytorch_accuracy']:.2%}"
+            )
+        )
 
 
 def _next(manifest: Manifest, folder: Path) -> str:

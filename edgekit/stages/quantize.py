@@ -16,7 +16,7 @@ from edgekit.bundle.manifest import Input, Policy
 from edgekit.check import chain_of
 from edgekit.data import Split
 from edgekit.errors import BuildError, RecipeError
-from edgekit.recipe import Recipe
+from edgekit.recipe import Recipe, check_precision
 from edgekit.runtime.criteria import CRITERIA
 from edgekit.stages import Part, Segments, Stage, StageResult, Step
 from edgekit.target import Target
@@ -30,6 +30,9 @@ _FEW = 16
 
 _BEYOND = 0.25
 """How far other splits may reach beyond the calibration's range, as a share of it, unremarked."""
+
+_ALIKE = 0.01
+"""Samples that differ from the first by less than this share of their range say nothing new."""
 
 _ROUNDING = 1e-4
 """How far an input may lie outside its range, as a share of it: arithmetic elsewhere may round."""
@@ -58,12 +61,9 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
         recipe: Recipe,
         target: Target,
         splits: Mapping[str, Split],
-        policy: Policy | None = None,
+        policy: Policy,
     ) -> None:
-        """`policy` says who reaches a segment, for `quantize.features: reached`.
-
-        None where thresholds are still to be tuned.
-        """
+        """`policy` says who reaches a segment, for `quantize.features: reached`."""
         self.backend = backend
         self.recipe = recipe
         self.target = target
@@ -122,17 +122,7 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
 
     def _calibration(self, tensor: str) -> "_Calibration":
         options = self.recipe.quantize
-        if "calibration" not in self.splits:
-            raise RecipeError(
-                f"target {self.target.name} is int8, and the recipe has no data.calibration: name "
-                "samples like those that the device will see (some hundred, none of them in tuning "
-                "or test), or build with --set target.precision=int8-dynamic, which needs none"
-            )
-        if options.features == "reached" and self.policy is None:
-            raise RecipeError(
-                "quantize.features is reached, and who reaches a segment is not known before there "
-                "are thresholds: give policy.thresholds, or say quantize.features: all"
-            )
+        check_precision(self.recipe, self.target.name, self.target.precision)
         return _Calibration(
             self.splits["calibration"].subset(options.samples),
             self.recipe.manifest_input(tensor),
@@ -233,8 +223,8 @@ def _few(samples: int, of: int, part: str) -> list[str]:
     """Words about a part that few samples reach. Raises RecipeError where none does."""
     if not samples:
         raise RecipeError(
-            f"none of {of} calibration samples reaches {part} under the policy; add samples, or "
-            "say quantize.features: all"
+            f"none of {of} calibration samples reaches {part} under the thresholds (given, or what "
+            "the goal comes to in PyTorch); add samples, or say quantize.features: all"
         )
     if samples < _FEW <= of:
         return [
@@ -255,11 +245,13 @@ def calibration_doubts(
     """
     first = calibration.tensor(0, network_input)
     differ, flat = False, True
+    deviation = 0.0
     bounds = _pixel_bounds(network_input)
     for index in range(len(calibration)):
         x = calibration.tensor(index, network_input)
         differ = differ or not np.array_equal(x, first)
         flat = flat and x.min() == x.max()
+        deviation = max(deviation, float(np.mean(np.abs(x - first))))
         if bounds is not None:
             _demand_inside(x, bounds, f"data.calibration, sample {index}")
     if len(calibration) > 1 and not differ:
@@ -275,7 +267,7 @@ def calibration_doubts(
     doubts = []
     if len(calibration) < _FEW:
         doubts.append(
-            f"data.calibration has {len(calibration)} samples; with fewer than {_FEW} the ranges "
+            f"data.calibration has fewer than {_FEW} samples ({len(calibration)}), so the ranges "
             "are a matter of chance"
         )
     labels = calibration.labels
@@ -285,6 +277,11 @@ def calibration_doubts(
             "may be clipped"
         )
     low, high = _range(calibration, network_input)
+    if len(calibration) > 1 and deviation < _ALIKE * (high - low):
+        doubts.append(
+            "data.calibration: all samples are nearly the same, so features of others will be "
+            "clipped"
+        )
     for split in others:
         least, most = _range(split, network_input)
         beyond = max(low - least, most - high)
