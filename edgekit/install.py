@@ -114,7 +114,8 @@ def pins_for(lines: Iterable[str], python: str, machine: str | None) -> list[str
 def requirements_file(packages: Iterable[str]) -> bytes:
     """`requirements.txt` for a folder that holds edgekit's wheel, and others if they travel too."""
     head = "# pip install -r this file. The wheels beside it are found wherever the folder lies."
-    return "\n".join([head, "--find-links .", *packages, ""]).encode()
+    # A source package would be compiled for an hour, or fail, on a device that has no wheel.
+    return "\n".join([head, "--find-links .", "--only-binary :all:", *packages, ""]).encode()
 
 
 def wheelhouse(
@@ -156,10 +157,10 @@ def _package_files() -> dict[str, bytes]:
     """The package's files as a wheel names them, sorted."""
     package = Path(edgekit.__file__).parent
     found = {}
-    for path in package.rglob("*"):
+    # Source code alone: editors and checkers leave files of their own in a checkout.
+    for path in (*package.rglob("*.py"), package / "py.typed"):
         parts = path.relative_to(package.parent).parts
-        left_out = {"__pycache__", "_shipped"} & set(parts) or path.name.startswith(".")
-        if path.is_file() and not left_out:
+        if not any(part.startswith(".") or part == "_shipped" for part in parts):
             found["/".join(parts)] = path.read_bytes()
     return dict(sorted(found.items()))
 

@@ -34,7 +34,7 @@ from edgekit.models.reads import recorded
 from edgekit.plan import KEPT, STAGES, Built, Plan, restore
 from edgekit.recipe import Recipe, Tolerance
 from edgekit.runtime.chain import Chain
-from edgekit.runtime.device import describe
+from edgekit.runtime.device import describe, threads_here
 from edgekit.runtime.verify import verify_golden
 from edgekit.stages import Artifact, Exported, Network, Segments, Stage, Step, Tuned
 from edgekit.stages.build import Build
@@ -270,6 +270,7 @@ class _Run:
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "golden": dataclasses.asdict(golden),
             "segment_latency_ms": chain.measure(),
+            "threads": threads_here(self.target.threads),
             "stages": self.stages,
             "proof": [
                 {"segment": one.name, "proven": "executed", "by": engine.version}

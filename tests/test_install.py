@@ -94,6 +94,17 @@ def test_the_wheel_holds_the_package_and_no_rubbish(names):
     assert not [name for name in names if "__pycache__" in name or "_shipped" in name]
 
 
+def test_what_editors_and_checkers_leave_in_a_checkout_is_not_shipped(monkeypatch, tmp_path):
+    package = tmp_path / "edgekit"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("edgekit.__file__", str(package / "__init__.py"))
+    before = own_wheel()
+    (package / "notes.py~").write_text("secret")
+    (package / ".mypy_cache").mkdir()
+    (package / ".mypy_cache/rubbish.py").write_text("")
+    assert own_wheel() == before
+
+
 def test_the_record_lists_every_file_as_it_is(wheel):
     archive = zipfile.ZipFile(io.BytesIO(wheel.content))
     record = f"edgekit-{wheel.version}.dist-info/RECORD"

@@ -27,7 +27,8 @@ def bench(
         typer.Option(help="Another bundle for the same input, measured in the same run."),
     ] = [],  # noqa: B006  (typer reads it, nobody changes it)
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.", show_default="the target's")
+        int | None,
+        typer.Option(min=1, help="Threads.", show_default="the target's, at most the cores here"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each sample is measured.")] = 10,
     json_to: JsonOption = None,

@@ -185,4 +185,7 @@ def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
 def _next(manifest: Manifest, folder: Path) -> str:
     if other_than_target(manifest.target, describe()) is None:
         return f"edgekit bench {folder}"
-    return f"copy it to the device; there, pip install -r {folder.name}/install/requirements.txt"
+    return (
+        "copy the folder to the device; there, python3 -m venv ~/edgekit and "
+        f"~/edgekit/bin/pip install -r {folder.name}/install/requirements.txt"
+    )

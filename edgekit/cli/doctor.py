@@ -36,7 +36,7 @@ def doctor(
         advice.append("run bundles: pip install 'edgekit[onnxruntime]'")
     if not images:
         advice.append("read image files: pip install 'edgekit[images]'")
-    if lacking:
+    if lacking and bundle is None:  # Who has a bundle here is on a device.
         advice.append(f"build bundles ({', '.join(lacking)}): pip install 'edgekit[build]'")
     found = {**facts["packages"], **images, **host}
     for name, version in found.items():

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit.bundle.manifest import TensorSpec, Variant, boundaries
+from edgekit.bundle.manifest import MANIFEST_NAME, TensorSpec, Variant, boundaries
 from edgekit.errors import BuildError
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "bytes_text",
     "print_error",
     "print_segments",
+    "refuse_inside_a_bundle",
 ]
 
 JsonOption = Annotated[
@@ -34,6 +35,13 @@ JsonOption = Annotated[
 def print_error(message: str) -> None:
     """One line on standard error, never wrapped: it may be read by a program."""
     print(f"edgekit: {message}", file=sys.stderr)
+
+
+def refuse_inside_a_bundle(path: Path) -> None:
+    """Raises BuildError for a file to be written into a bundle, which a reader then refuses."""
+    for folder in path.absolute().parents:
+        if (folder / MANIFEST_NAME).is_file():
+            raise BuildError(f"{path}: lies in the bundle {folder}; write it elsewhere")
 
 
 def bytes_text(size_bytes: int) -> str:
@@ -85,6 +93,8 @@ class Terminal:
         self._json_to = json_to
         if json_to not in {None, "-"} and not Path(str(json_to)).absolute().parent.is_dir():
             raise BuildError(f"--json {json_to}: there is no such folder")
+        if json_to not in {None, "-"}:
+            refuse_inside_a_bundle(Path(str(json_to)))
         stream = sys.stderr if json_to == "-" else sys.stdout
         # Into a file or a pipe, a row stays one line, however long a path in it is.
         width = None if stream.isatty() else _UNWRAPPED

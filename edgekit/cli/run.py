@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from edgekit.bundle.reader import read_bundle
-from edgekit.cli.output import JsonOption, Terminal, print_error
+from edgekit.cli.output import JsonOption, Terminal, print_error, refuse_inside_a_bundle
 from edgekit.errors import InputError
 from edgekit.runtime import Chain, Metrics
 from edgekit.runtime.deadline import budget_ns
@@ -21,7 +21,8 @@ def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     files: Annotated[list[Path], typer.Argument(help="Images, or .npy arrays.")],
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.", show_default="the target's")
+        int | None,
+        typer.Option(min=1, help="Threads.", show_default="the target's, at most the cores here"),
     ] = None,
     deadline_ms: Annotated[
         float | None,
@@ -47,7 +48,8 @@ def run(
     failed = False
     with ExitStack() as stack:
         if metrics is not None:
-            stack.enter_context(Metrics(chain, metrics))
+            refuse_inside_a_bundle(metrics)
+            counted = stack.enter_context(Metrics(chain, metrics))
         for file in files:
             try:
                 x = chain.read(file)
@@ -67,6 +69,8 @@ def run(
             if not math.isfinite(found.confidence):
                 entry["confidence"] = None
             report.append({"file": str(file), **entry, "latency_ms": latency_ms})
+    if metrics is not None and counted.lost_lines:
+        print_error(f"{metrics}: the metrics could not be written")
     if rows:
         columns = ["file", "class", "confidence", "exit", "stop", "ms"]
         terminal.table("Predictions", columns, rows)

@@ -96,6 +96,7 @@ def _cpu() -> str:
         return platform.processor()
     for line in lines:
         key, _, value = line.partition(":")
-        if key.strip() == "model name":
+        # "Model" is the board, where there is no device tree to be seen, as in a container.
+        if key.strip() in {"model name", "Model"}:
             return value.strip()
     return platform.processor() or platform.machine()

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+import weakref
 from array import array
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from edgekit.runtime.chain import Chain
 
 __all__ = ["Metrics"]
+
+
+_open: "weakref.WeakSet[Metrics]" = weakref.WeakSet()
+"""Those that may hold samples yet to be written; no reason to keep a chain that is dropped."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for metrics in list(_open):
+        metrics.close()
 
 
 class Metrics:
@@ -64,13 +75,13 @@ class Metrics:
         self._chain = chain
         self._most_samples = every_samples
         self._window_ns = every_seconds * 1e9
-        self._lost_lines = 0
+        self.lost_lines = 0
         try:
             os.close(self._open())
         except OSError as error:
             raise InputError(f"{path}: metrics cannot be written there: {error.strerror}") from None
         self._open_window(time.perf_counter_ns())
-        atexit.register(self.close)
+        _open.add(self)
         chain.metrics = self
 
     def add(self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: str) -> None:
@@ -94,11 +105,16 @@ class Metrics:
 
     def close(self) -> None:
         """Write what there is and count no further. Closing again does nothing."""
-        atexit.unregister(self.close)
+        _open.discard(self)
         with self._chain.lock:
             if self._chain.metrics is self:
                 self._chain.metrics = None
             self._flush()
+
+    def __del__(self) -> None:
+        # With the chain that it counts for; not where the constructor refused.
+        if hasattr(self, "_exits"):
+            self.close()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -128,16 +144,16 @@ class Metrics:
             "seconds": (now_ns - self._began_ns) / 1e9,
             "samples": self._samples,
             "deadline_stops": self._deadline_stops,
-            "lost_lines": self._lost_lines,
+            "lost_lines": self.lost_lines,
             "exits": [exit.summary() for exit in self._exits],
         }
         self._open_window(now_ns)
         try:
             self._append(json.dumps(line, allow_nan=False).encode("ascii") + b"\n")
         except OSError:
-            self._lost_lines += 1
+            self.lost_lines += 1
         else:
-            self._lost_lines = 0
+            self.lost_lines = 0
 
     def _append(self, line: bytes) -> None:
         """One write at the end of the file, as it stands now: it may have been moved or torn.

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import io
 import math
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Build(Stage[Tuned, Contents]):
                     target.engine,
                     target.precision,
                     target.threads,
-                    target.machine,
+                    target.machine or platform.machine(),
                     target.board,
                 ),
                 input=source,

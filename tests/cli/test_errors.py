@@ -182,8 +182,16 @@ def test_a_deadline_that_is_no_time_is_refused_once(cli, tiny_bundle, deadline_m
 
 
 def test_metrics_that_cannot_be_written_are_refused_before_the_first_file(cli, tiny_bundle):
-    ended = cli("run", tiny_bundle, "absent.png", "--metrics", tiny_bundle / "no/such.jsonl")
+    elsewhere = tiny_bundle.parent / "no/such.jsonl"
+    ended = cli("run", tiny_bundle, "absent.png", "--metrics", elsewhere)
     assert_refused(ended, 1, "no/such.jsonl: metrics cannot be written there")
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--json"])
+def test_what_would_make_the_bundle_invalid_is_not_written_into_it(cli, tiny_bundle, option):
+    ended = cli("run", tiny_bundle, "absent.png", option, tiny_bundle / "golden/out.jsonl")
+    assert_refused(ended, 1, "lies in the bundle", "write it elsewhere")
+    assert not (tiny_bundle / "golden/out.jsonl").exists()
 
 
 def test_wrong_usage_is_exit_code_2(cli):

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,3 +137,11 @@ def test_describing_a_machine_imports_no_engine() -> None:
         "sys.exit('onnxruntime' in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_board_whose_device_tree_is_hidden_is_known_by_its_cpuinfo(monkeypatch) -> None:
+    cpuinfo = "processor\t: 0\nBogoMIPS\t: 108.00\n\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n"
+    files = {"/proc/cpuinfo": cpuinfo}
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
+    monkeypatch.setattr(Path, "read_text", lambda path, **options: files[str(path)])
+    assert describe()["cpu"] == "Raspberry Pi 4 Model B Rev 1.4"

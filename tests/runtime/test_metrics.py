@@ -1,7 +1,9 @@
+import gc
 import json
 import math
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -486,3 +488,17 @@ def test_a_chain_is_loaded_with_metrics(built_tiny: Path, samples: Array, path: 
     assert chain.metrics is not None
     chain.metrics.close()
     assert [line["samples"] for line in lines(path)] == [1]
+
+
+def test_a_chain_that_is_dropped_is_freed_and_its_samples_are_written(
+    chain: Chain, samples: Array, tmp_path: Path
+) -> None:
+    counted = chain.with_policy(chain.spec.policy)
+    Metrics(counted, tmp_path / "metrics.jsonl")
+    counted.one(samples[0])
+    gone = weakref.ref(counted)
+    del counted
+    gc.collect()
+    assert gone() is None
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["samples"] == 1

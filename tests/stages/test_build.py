@@ -78,6 +78,6 @@ def test_a_bundle_carries_what_its_device_installs(built_tiny):
     assert bundle.manifest.requirements.packages == wanted
     assert bundle.manifest.requirements.python == ">=3.10,<3.14"
     lines = bundle.read("install/requirements.txt").decode().splitlines()
-    assert lines[1:] == ["--find-links .", *wanted]
+    assert lines[1:] == ["--find-links .", "--only-binary :all:", *wanted]
     carried = [file.path for file in bundle.manifest.files if file.path.startswith("install/")]
     assert sorted(carried) == [f"install/{wheel.name}", "install/requirements.txt"]
