@@ -19,7 +19,11 @@ class Strict(BaseModel):
     """A model that refuses unknown keys and cannot be changed after it was read."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        serialize_by_alias=True,
     )
 
 
@@ -132,11 +136,16 @@ def _describe(model: type[BaseModel], problem: dict[str, Any]) -> str:
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
     """The keys that the model takes at a place, for the hint beside an unknown one."""
     for part in location:
-        field = model.model_fields.get(part)
+        field = _keys(model).get(part)
         inner = _models_in(field.annotation) if field else []
         if inner:
             model = inner[0]
-    return list(model.model_fields)
+    return list(_keys(model))
+
+
+def _keys(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's fields, by what they are called in a file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

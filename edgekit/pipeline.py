@@ -28,8 +28,8 @@ from edgekit.check import (
 )
 from edgekit.data import Split, check_disjoint, first_of, load_splits
 from edgekit.errors import EdgekitError
-from edgekit.models.exits import Exits
-from edgekit.models.load import load_model, user_code
+from edgekit.models.exits import find_exits
+from edgekit.models.load import load_model, set_up, user_code
 from edgekit.models.reads import recorded
 from edgekit.plan import KEPT, STAGES, Built, Plan, restore
 from edgekit.recipe import Recipe, Tolerance
@@ -170,11 +170,12 @@ class _Run:
                     "that was used; seed it"
                 )
             step("model")
-            module = Exits(load_model(self.recipe), self.recipe.exits).eval()
+            model = load_model(self.recipe)
             checked, accepted = self._checked(), self._accepted()
             # torch.export fixes a batch of one, so a single sample stands twice.
             pair = np.stack([checked.tensor(row % len(checked), self.source) for row in range(2)])
             self.sample = torch.from_numpy(pair)
+            module = find_exits(self.recipe, model, self.sample)
             network = Network(module, self.recipe.exits, self.sample)
             step("reference")
             tuned = self.recipe.policy.tune is not None
@@ -281,6 +282,7 @@ class _Run:
         }
 
     def _load_data(self) -> None:
+        set_up(self.recipe)  # Data and model may come out of one file.
         self.splits = load_splits(self.recipe)
         self._data = check_disjoint(self.splits, self.source)
 

@@ -5,7 +5,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from edgekit.bundle import manifest
 from edgekit.bundle.manifest import MANIFEST_NAME
@@ -15,7 +23,9 @@ from edgekit.shipped import shipped
 
 __all__ = [
     "Check",
+    "ExitPlace",
     "Goal",
+    "Head",
     "Quantize",
     "Recipe",
     "Source",
@@ -37,8 +47,86 @@ class Model(Strict):
     factory: str
     """`file.py:function` beside the recipe, or `package.module:function`; returns an nn.Module."""
     args: dict[str, JsonValue] = Field(default_factory=dict)
+    setup: str | None = None
+    """`file.py:function`, called before anything else of the user's is imported."""
     checkpoint: str | None = None
     """Safetensors, or a PyTorch file with a state dict. Left out: the factory's own weights."""
+    prefix: str = ""
+    """What the names of the model's weights begin with in the checkpoint."""
+    method: str = "forward"
+    """The method that is called with the input."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further keyword arguments of that call."""
+
+
+class Head(Strict):
+    """A classifier attached to a layer of a model that has none there."""
+
+    at: str
+    """The layer's qualified name; the head takes what the layer gives."""
+    kind: Literal["pool_linear", "conv_pool_mlp"] | None = None
+    factory: str | None = None
+    """The user's own instead: `file.py:Class`, or a function that returns an nn.Module."""
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    prefix: str = ""
+    """What the names of the head's weights begin with in the checkpoint."""
+    untrained: bool = False
+    """Build it with random weights, from a fixed seed."""
+
+    @model_validator(mode="after")
+    def _one_head_with_weights(self) -> "Head":
+        if (self.kind is None) == (self.factory is None):
+            raise ValueError("name exactly one of kind and factory")
+        if self.kind is not None and (self.checkpoint is None) != self.untrained:
+            raise ValueError(
+                "a head of a kind needs its checkpoint; or untrained: true, for random weights"
+            )
+        if self.untrained and self.checkpoint is not None:
+            raise ValueError("has a checkpoint and is untrained; which of the two?")
+        if self.prefix and self.checkpoint is None:
+            raise ValueError("a prefix belongs to a checkpoint")
+        return self
+
+
+class ExitPlace(Strict):
+    """An exit's name, and where its logits are.
+
+    With a name alone, they are the output of the model that has this name, or the next in order.
+    """
+
+    name: str
+    output: str | None = None
+    """A path into what the model returns, or into what `module` or the head's layer returns."""
+    module: str | None = None
+    """The qualified name of the module that returns them."""
+    head: Head | None = None
+    call: int | None = Field(default=None, ge=0)
+    """Which call of the module or layer, from 0, where it has several in one inference."""
+
+    @property
+    def hooked(self) -> str | None:
+        """The module inside the model that is watched while it runs, if one is."""
+        return self.head.at if self.head else self.module
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_will_do(cls, value: Any) -> Any:
+        # A number is a name too, as elsewhere.
+        return {"name": value} if isinstance(value, str | int | float) else value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ExitPlace":
+        if self.module is not None and self.head is not None:
+            raise ValueError("has module and head; the logits are of one of them")
+        if self.call is not None and self.hooked is None:
+            raise ValueError("call belongs to a module or a head")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+        written = {key: value for key, value in handler(self).items() if value is not None}
+        return self.name if written.keys() == {"name"} else written
 
 
 class Image(Strict):
@@ -177,8 +265,8 @@ class Recipe(Strict):
     input: Input
     labels: tuple[str, ...] | None = None
     """The classes' names, in order; their numbers if left out."""
-    exits: tuple[str, ...] = Field(min_length=1)
-    """A name for each of the model's outputs, in order of depth; the last is the final exit."""
+    places: tuple[ExitPlace, ...] = Field(alias="exits", min_length=1)
+    """Where each exit's logits are, in order of depth; the last is the final exit."""
     policy: Policy = Policy()
     quantize: Quantize = Quantize()
     data: Data = Data()
@@ -196,6 +284,20 @@ class Recipe(Strict):
         return self._folder
 
     @property
+    def exits(self) -> tuple[str, ...]:
+        """The exits' names, in order of depth."""
+        return tuple(place.name for place in self.places)
+
+    @property
+    def checkpoints(self) -> dict[str, Path]:
+        """Every file of weights, by the key that names it."""
+        named = {"model.checkpoint": self.model.checkpoint}
+        for index, place in enumerate(self.places):
+            if place.head is not None:
+                named[f"exits.{index}.head.checkpoint"] = place.head.checkpoint
+        return {key: self.folder / path for key, path in named.items() if path is not None}
+
+    @property
     def thresholds(self) -> tuple[float, ...] | None:
         """One threshold per early exit, in order; None where they are to be tuned."""
         early, given = self.exits[:-1], self.policy.thresholds
@@ -208,15 +310,15 @@ class Recipe(Strict):
         image = manifest.Image(**self.input.image.model_dump()) if self.input.image else None
         return manifest.Input(tensor, self.input.dtype, self.input.shape, image)
 
-    @field_validator("exits")
+    @field_validator("places")
     @classmethod
-    def _exit_names(cls, exits: tuple[str, ...]) -> tuple[str, ...]:
-        for name in exits:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name: letters, digits, '_', '.', '-'")
-        if len(set(exits)) != len(exits):
+    def _exit_names(cls, places: tuple[ExitPlace, ...]) -> tuple[ExitPlace, ...]:
+        for place in places:
+            if not _NAME.fullmatch(place.name):
+                raise ValueError(f"{place.name!r} is no name: letters, digits, '_', '.', '-'")
+        if len({place.name for place in places}) != len(places):
             raise ValueError("two exits have the same name")
-        return exits
+        return places
 
     @field_validator("name")
     @classmethod
@@ -268,8 +370,11 @@ def load_recipe(path: str, overrides: dict[str, Any] | None = None) -> Recipe:
 
 def check_files(recipe: Recipe) -> None:
     """Raises RecipeError where a file or folder that the recipe names is not there."""
-    named = {"model.checkpoint": recipe.model.checkpoint}
-    factories = {"model.factory": recipe.model.factory}
+    named: dict[str, str | Path | None] = dict(recipe.checkpoints)
+    factories = {"model.factory": recipe.model.factory, "model.setup": recipe.model.setup or ""}
+    for index, place in enumerate(recipe.places):
+        if place.head is not None:
+            factories[f"exits.{index}.head.factory"] = place.head.factory or ""
     for split in ("calibration", "tuning", "test"):
         if source := getattr(recipe.data, split):
             named |= {f"data.{split}.npz": source.npz, f"data.{split}.folder": source.folder}

@@ -13,9 +13,11 @@ import torch
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
 from edgekit.bundle.reader import read_bundle
+from edgekit.cache import Cache
 from edgekit.errors import CheckError, EdgekitError
 from edgekit.models.load import load_model, user_code
 from edgekit.pipeline import build
+from edgekit.plan import Plan
 from edgekit.recipe import load_recipe
 from edgekit.runtime import Chain
 from edgekit.target import load_target
@@ -184,3 +186,79 @@ def test_a_single_exit_network_is_a_chain_of_one(tiny_recipe, tmp_path):
     built = build(recipe, load_target("host"), tmp_path / "out")
     assert [one.name for one in built.manifest.variant().segments] == ["segment-1"]
     assert Chain.load(tmp_path / "out").one(np.zeros((1, 8, 8), np.float32)).exit == "only"
+
+
+REPOSITORY = """
+import os, pathlib, sys
+
+import tiny as made
+
+assert sys.argv[1:] == ["--width", "8"]
+assert os.environ["MODEL_HOME"] == "here"
+WIDTH = int(pathlib.Path("width.txt").read_text())
+samples = made.samples
+
+
+class LeavesByItself(made.Tiny):
+    def forward(self, x):
+        for conv, head in zip((self.a, self.b, self.c), self.heads):
+            x = made.torch.relu(conv(x))
+            logits = head(x.flatten(1))
+            if logits.softmax(1).max() > 0.5:
+                return logits
+        return logits
+
+
+def build():
+    assert WIDTH == 8
+    made.torch.manual_seed(0)
+    return LeavesByItself()
+"""
+
+SETUP = """
+import os, sys
+
+
+def prepare():
+    sys.argv[1:] = ["--width", "8"]
+    os.environ["MODEL_HOME"] = "here"
+    os.chdir(os.path.join(os.path.dirname(__file__), "settings"))
+"""
+
+
+def test_a_repository_that_must_be_set_up_and_leaves_by_itself_comes_in_unedited(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    folder = tiny_recipe.parent
+    (folder / "settings").mkdir()
+    (folder / "settings/width.txt").write_text("8")
+    (folder / "repository.py").write_text(REPOSITORY)
+    (folder / "setup.py").write_text(SETUP)
+    torch.manual_seed(5)
+    head = torch.nn.Linear(8, 4)
+    torch.save(head.state_dict(), folder / "head.pt")
+    first = {"at": "a", "kind": "pool_linear", "checkpoint": "head.pt"}
+    recipe = load_recipe(
+        str(tiny_recipe),
+        {
+            "model": {"factory": "repository.py:build", "setup": "setup.py:prepare"},
+            "exits": [
+                {"name": "first", "head": first},
+                {"name": "second", "module": "heads.1"},
+                {"name": "last", "module": "heads.2"},
+            ],
+            "data.tuning.factory": "repository.py:samples",
+            "data.test.factory": "repository.py:samples",
+        },
+    )
+    monkeypatch.chdir(tmp_path)
+    cache = Cache(tmp_path / "cache")
+    built = build(recipe, load_target("host"), Path("bundle"), cache=cache)
+    assert built.manifest.variant().exits == ("first", "second", "last")
+    assert built.evidence["checks"][-1]["exit_agreement"] == 1.0
+    assert (tmp_path / "bundle/manifest.json").is_file()
+    assert Path.cwd() == tmp_path
+    assert "MODEL_HOME" not in os.environ
+    assert Plan(recipe, load_target("host"), cache).finished
+    torch.save({name: one + 1 for name, one in head.state_dict().items()}, folder / "head.pt")
+    assert Plan(recipe, load_target("host"), cache).reasons()["load"] == "head.pt changed"

@@ -30,7 +30,8 @@ def test_every_public_name_exists(name):
 
 def keys(model: type[Strict], prefix: str = "") -> list[str]:
     found = []
-    for name, field in model.model_fields.items():
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
         inner = [
             one
             for one in (field.annotation, *getattr(field.annotation, "__args__", ()))

@@ -6,7 +6,7 @@ import pytest
 
 from edgekit.bundle import manifest
 from edgekit.errors import RecipeError
-from edgekit.recipe import load_recipe
+from edgekit.recipe import Recipe, check_files, load_recipe
 from edgekit.shipped import shipped
 
 
@@ -264,3 +264,83 @@ def test_a_split_comes_from_exactly_one_source(
 def test_numbers_may_be_names(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), {"labels": [0, 1, 2, 3]})
     assert recipe.labels == ("0", "1", "2", "3")
+
+
+def test_an_exit_is_a_name_or_says_where_it_is(tiny_recipe: Path) -> None:
+    head = {"at": "b", "kind": "pool_linear", "untrained": True}
+    written = [
+        "first",
+        {"name": "second", "module": "heads.1", "call": 0},
+        {"name": "third", "head": head},
+        {"name": "last", "output": 2},
+    ]
+    overrides = {"exits": written, "policy.thresholds": 0.5}
+    recipe = load_recipe(str(tiny_recipe), overrides)
+    assert recipe.exits == ("first", "second", "third", "last")
+    assert [place.hooked for place in recipe.places] == [None, "heads.1", "b", None]
+    assert recipe.places[3].output == "2"
+
+
+def test_a_recipe_comes_back_from_what_it_writes(tiny_recipe: Path) -> None:
+    head = {"at": "b", "kind": "pool_linear", "checkpoint": "head.pt", "prefix": "x."}
+    overrides = {"exits": ["first", "second", {"name": "last", "head": head}]}
+    recipe = load_recipe(str(tiny_recipe), overrides)
+    written = recipe.model_dump(mode="json")
+    assert written["exits"][0] == "first"
+    assert written["exits"][2]["head"]["prefix"] == "x."
+    assert Recipe.model_validate(written).places == recipe.places
+
+
+@pytest.mark.parametrize(
+    ("exit", "named"),
+    [
+        ({"nam": "first"}, "unknown key 'exits.0.nam'; did you mean 'name'?"),
+        ({"name": "first", "head": {"att": "a"}}, "'exits.0.head.att'; did you mean 'at'?"),
+        ({"module": "heads.0"}, "key 'exits.0.name' is missing"),
+        (
+            {"name": "first", "module": "a", "head": {"at": "a", "factory": "a:b"}},
+            "module and head",
+        ),
+        ({"name": "first", "output": "0", "call": 1}, "call belongs to a module or a head"),
+        ({"name": "first", "module": "a", "call": -1}, "exits.0.call: "),
+    ],
+)
+def test_a_place_that_is_none_is_refused(tiny_recipe: Path, exit: Any, named: str) -> None:
+    assert named in refused(tiny_recipe, {"exits": [exit, "second", "last"]})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"model.setup": "prepare.py:prepare"}, "model.setup: "),
+        (
+            {
+                "exits": [
+                    "first",
+                    "second",
+                    {"name": "last", "head": {"at": "a", "factory": "h.py:H"}},
+                ]
+            },
+            "exits.2.head.factory: ",
+        ),
+        (
+            {
+                "exits": [
+                    "first",
+                    "second",
+                    {
+                        "name": "last",
+                        "head": {"at": "a", "kind": "pool_linear", "checkpoint": "h.pt"},
+                    },
+                ]
+            },
+            "exits.2.head.checkpoint: ",
+        ),
+    ],
+)
+def test_a_file_of_an_exits_that_is_not_there_is_named(
+    tiny_recipe: Path, overrides: dict[str, Any], named: str
+) -> None:
+    recipe = load_recipe(str(tiny_recipe), overrides)
+    with pytest.raises(RecipeError, match=named):
+        check_files(recipe)

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from edgekit.recipe import Recipe
 
-__all__ = ["call_factory", "load_checkpoint", "load_model", "user_code"]
+__all__ = [
+    "call_factory",
+    "load_checkpoint",
+    "load_model",
+    "load_weights",
+    "set_up",
+    "user_code",
+    "way_out",
+]
 
 
 @contextmanager
@@ -63,7 +71,27 @@ def call_factory(reference: str, arguments: dict[str, Any], folder: Path) -> Any
     try:
         return factory(**arguments)
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{reference} failed: {describe_failure(error)}") from error
+        raise ModelError(
+            f"{reference} failed: {describe_failure(error)}{way_out(error)}"
+        ) from error
+
+
+def set_up(recipe: "Recipe") -> None:
+    """Call the recipe's `model.setup`, if it has one, before anything else of the user's.
+
+    To be called inside `user_code`. Raises what `call_factory` raises.
+    """
+    if recipe.model.setup is not None:
+        call_factory(recipe.model.setup, {}, recipe.folder)
+
+
+def way_out(error: BaseException) -> str:
+    """What to do about a model that wants a GPU where torch has none."""
+    import torch
+
+    if "cuda" not in str(error).lower() or torch.cuda.is_available():
+        return ""
+    return "; there is no CUDA here: build it on the CPU, by model.args or map_location='cpu'"
 
 
 def _cwd() -> Path | None:
@@ -122,11 +150,26 @@ def load_model(recipe: "Recipe") -> "torch.nn.Module":
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{recipe.model.factory} returned a {type(model).__name__}, no nn.Module")
     if recipe.model.checkpoint is not None:
-        path = recipe.folder / recipe.model.checkpoint
-        state = load_checkpoint(path)
-        _check_fits(path, {name: value.shape for name, value in state.items()}, model)
-        model.load_state_dict(state)
+        load_weights(model, recipe.folder / recipe.model.checkpoint, recipe.model.prefix)
     return model.eval().requires_grad_(False)
+
+
+def load_weights(module: "torch.nn.Module", path: Path, prefix: str = "") -> None:
+    """Give a module the weights in a checkpoint whose names begin with `prefix`, without that.
+
+    Raises RecipeError where they do not fit exactly, naming the first keys that differ.
+    """
+    state = load_checkpoint(path)
+    found = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+    if state and not found:
+        raise RecipeError(
+            f"checkpoint {path}: no weight's name begins with {prefix!r}; the first are "
+            f"{', '.join(list(state)[:3])}"
+        )
+    _check_fits(path, {name: value.shape for name, value in found.items()}, module)
+    module.load_state_dict(found)
 
 
 def _check_fits(path: Path, found: "dict[str, torch.Size]", model: "torch.nn.Module") -> None:

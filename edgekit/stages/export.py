@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import fx
 
 from edgekit.errors import EdgekitError, ModelError, describe_failure
 from edgekit.quiet import quiet
@@ -41,6 +42,15 @@ class Export(Stage[Network, Exported]):
                 f"torch.export cannot follow the model: {describe_failure(error)}"
             ) from error
         graph = program.module(check_guards=False)
+        _take_originals(graph.graph)
         graph.graph.eliminate_dead_code()
         nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
         return StageResult(Exported(graph, artifact.exits, artifact.sample), {"nodes": nodes})
+
+
+def _take_originals(graph: fx.Graph) -> None:
+    """Let outputs be what they are copies of; in a functional graph nobody changes that."""
+    output = graph.output_node()
+    for node in output.all_input_nodes:
+        if node.target is torch.ops.aten.clone.default:
+            output.replace_input_with(node, node.all_input_nodes[0])

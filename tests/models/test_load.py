@@ -162,3 +162,28 @@ def test_a_checkpoint_changes_the_weights(tiny_recipe):
         save_file(state, tiny_recipe.parent / "nine.safetensors")
         recipe = load_recipe(str(tiny_recipe), {"model.checkpoint": "nine.safetensors"})
         assert torch.equal(load_model(recipe).state_dict()["a.weight"], state["a.weight"])
+
+
+def test_weights_behind_a_prefix_are_found_and_others_left_alone(tiny_recipe):
+    with user_code(tiny_recipe.parent):
+        state = load_model(load_recipe(str(tiny_recipe), {"model.args": {"seed": 9}})).state_dict()
+        wrapped = {f"module.{name}": one for name, one in state.items()}
+        save_file({**wrapped, "step": torch.ones(1)}, tiny_recipe.parent / "nine.safetensors")
+        given = {"model.checkpoint": "nine.safetensors", "model.prefix": "module."}
+        recipe = load_recipe(str(tiny_recipe), given)
+        assert torch.equal(load_model(recipe).state_dict()["a.weight"], state["a.weight"])
+        wrong = load_recipe(str(tiny_recipe), {**given, "model.prefix": "modle."})
+        with pytest.raises(RecipeError, match=r"begins with 'modle\.'; the first are module\.a"):
+            load_model(wrong)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and nothing to refuse")
+def test_a_constructor_that_needs_a_gpu_is_told_to_build_on_the_cpu(tmp_path):
+    (tmp_path / "model.py").write_text(
+        "import torch\ndef make(device): return torch.nn.Linear(2, 2, device=device)\n"
+    )
+    with pytest.raises(
+        ModelError, match=r"model.py, line 2\); there is no CUDA here: .*model\.args"
+    ):
+        call(tmp_path, "model.py:make", device="cuda")
+    assert call(tmp_path, "model.py:make", device="cpu").in_features == 2
