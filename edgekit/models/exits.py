@@ -282,6 +282,12 @@ def _demand_independence(exits: Exits, x: torch.Tensor) -> None:
     with torch.no_grad():
         whole = dict(zip(exits.names, exits(x.clone()), strict=True))
     decisions = [one for one in exits.questions if one.answer is not None]
+    if len(decisions) > _MOST_WAYS:
+        raise ModelError(
+            f"forward decides on data {len(decisions)} times ({decisions[-1].place}), and "
+            f"{_MOST_WAYS} are tried at most; give model.method or model.arguments under which it "
+            "decides less often"
+        )
     answers = [bool(one.answer) for one in decisions]
     for index, decision in enumerate(decisions):
         other = _walk(exits, x, [*answers[:index], not answers[index], *answers[index + 1 :]])

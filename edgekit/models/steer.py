@@ -5,6 +5,7 @@ such line, so where the exits are modules, `forward` is steered: whenever it ask
 depends on the input for its truth, it gets an answer under which it runs to its end.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+import edgekit
 from edgekit.errors import ModelError
 
 __all__ = ["Question", "Replay", "Steering"]
 
-_OWN = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
+_OWN = tuple(f"{Path(one).parent}{os.sep}" for one in (edgekit.__file__, torch.__file__))
 
 _TRUTHS = {"__bool__", "is_nonzero", "equal", "allclose"}
 """What makes one truth of tensors."""
@@ -143,7 +145,8 @@ class Replay(TorchFunctionMode):
         if not self._left or self._left[0].place != _place():
             raise ModelError(
                 f"forward decides at {_place()}, and did not when it was tried; it goes another "
-                "way from call to call: let it depend on its input alone"
+                "way from call to call, or asks sample by sample: give model.method or "
+                "model.arguments under which it does not"
             )
         return self._left.pop(0)
 

@@ -84,6 +84,40 @@ def test_heads_on_maps_tokens_and_vectors_give_what_their_weights_say(tmp_path):
             assert torch.allclose(two, theirs, atol=1e-5)
 
 
+@pytest.fixture
+def torchvision():
+    """The package, without the compiled operators that its builds for other torches lack."""
+    if not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return pytest.importorskip("torchvision", exc_type=ImportError)
+
+
+def test_a_resnet_that_was_never_meant_to_leave_early_gets_heads_at_its_layers(
+    torchvision, tmp_path
+):
+    def head(name, at, kind):
+        return {"name": name, "head": {"at": at, "kind": kind, "untrained": True}}
+
+    exits = [
+        head("early", "layer1.1", "conv_pool_mlp"),
+        head("middle", "layer2", "pool_linear"),
+        head("late", "layer3.1.bn2", "pool_linear"),
+        "final",
+    ]
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10).eval()
+    x = torch.randn(3, 3, 64, 64)
+    found = find_exits(recipe(exits), model, x[:2])
+    with torch.no_grad():
+        whole = found(x)
+        assert torch.equal(whole[-1], model(x))
+    for one, theirs in zip(chain(found, x), whole, strict=True):
+        assert theirs.shape == (3, 10)
+        assert torch.allclose(one, theirs, atol=1e-5)
+
+
 def test_heads_in_one_file_are_told_apart_by_their_prefix(tmp_path):
     made = trained(tmp_path / "one.safetensors", nn.ModuleDict(
         {"first": nn.Linear(6, 4), "second": nn.Linear(7, 4)}), "heads.")  # fmt: skip

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgekit.errors import ModelError
 from edgekit.stages import Network
@@ -76,6 +78,16 @@ def waits_for_agreement(m, x):
             break
     return out
 
+
+FORMS = {
+    "above": lambda confidence, threshold: confidence.min() > threshold,
+    "not below": lambda confidence, threshold: not confidence.min() < threshold,
+    "all": lambda confidence, threshold: (confidence >= threshold).all().item(),
+    "an item": lambda confidence, threshold: threshold < confidence.mean().item(),
+    "two": lambda confidence, threshold: confidence[0] > threshold and confidence.max() < 2,
+    "not equal": lambda confidence, threshold: not torch.equal(confidence, confidence - 1),
+}
+"""Ways to ask whether to leave."""
 
 LEAVES = [
     returns_when_sure,
@@ -240,6 +252,50 @@ def test_more_ways_than_can_be_tried_are_given_up_with_the_line():
 
     with pytest.raises(ModelError, match=r"'e1'.* never runs.*; forward decides on data \(test_st"):
         find(Net(forward), MODULES[:2])
+
+
+def test_a_decision_for_every_sample_is_refused_with_the_line():
+    def forward(m, x):
+        late = m.exits[1](m.body[0](x))
+        early = m.exits[0](x)
+        return torch.stack([a if a.max() > 9 else b for a, b in zip(early, late, strict=True)])
+
+    exits = find(Net(forward), MODULES[:2])
+    with pytest.raises(ModelError, match=r"test_steer.py, line \d+, .* sample by sample"):
+        exits(X)
+
+
+def test_more_decisions_than_can_be_turned_round_are_refused_with_the_line():
+    def forward(m, x):
+        for column in x.sum(0).repeat(20):
+            if column > 1e9:
+                return m.exits[0](x)
+        return m.exits[1](m.body[0](m.exits[0](x) @ m.shared.weight))
+
+    with pytest.raises(ModelError, match=r"decides on data 120 times \(test_steer.py, line \d+\)"):
+        find(Net(forward), MODULES[:2])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(FORMS)), st.floats(-0.1, 1.1)), min_size=2, max_size=3
+    )
+)
+def test_however_a_forward_decides_to_leave_every_exit_says_the_same(ways):
+    def forward(m, x):
+        for (form, threshold), layer, head in zip(ways, m.body, m.exits, strict=False):
+            x = layer(x).relu()
+            out = head(x)
+            if FORMS[form](confidence(out), threshold):
+                return out
+        return out
+
+    model = Net(forward)
+    with torch.no_grad():
+        ours = find(model, MODULES[: len(ways)])(X)
+    for one, theirs in zip(ours, model.logits(X), strict=False):
+        assert torch.equal(one, theirs)
 
 
 def test_a_forward_that_asks_otherwise_the_next_time_is_refused():
