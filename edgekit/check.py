@@ -14,7 +14,7 @@ from edgekit.errors import CheckError, DeviceError, ModelError
 from edgekit.models.exits import eager_logits
 from edgekit.recipe import Check, Tolerance
 from edgekit.runtime.chain import Chain, ChainSpec, most_rows
-from edgekit.runtime.criteria import CRITERIA, decide
+from edgekit.runtime.criteria import Walk, decide
 from edgekit.runtime.device import threads_here
 from edgekit.runtime.verify import differences
 from edgekit.stages import Exported, Network, Part, Segments
@@ -87,20 +87,21 @@ def model_logits(network: Network, batches: Iterator[Array]) -> list[Array]:
     return [np.concatenate(output) for output in outputs]
 
 
-def even_policy(criterion: str, logits: Sequence[Array]) -> Policy:
-    """Thresholds under which about as many samples leave at each exit.
+def even_policy(policy: Policy, logits: Sequence[Array]) -> Policy:
+    """The policy with thresholds under which about as many samples leave at each exit.
 
     What exit decisions are compared under before the thresholds are known: every exit is put to the
-    test, whatever the recipe's policy. `logits` are the model's, `[samples, classes]` per exit.
+    test, whatever the recipe's thresholds. `logits` are the model's, `[samples, classes]` per exit.
     """
     remaining = np.arange(len(logits[-1]))
     thresholds = []
+    walk = Walk(policy)
     for depth, one in enumerate(logits[:-1]):
-        confidences = CRITERIA[criterion](one[remaining])
+        confidences = walk.look(one).confidences[remaining]
         threshold = _widest_gap(confidences, len(remaining) / (len(logits) - depth))
         thresholds.append(threshold)
-        remaining = remaining[confidences < threshold]
-    return Policy(criterion, tuple(thresholds))
+        remaining = remaining[~(confidences >= threshold)]
+    return replace(policy, thresholds=tuple(thresholds))
 
 
 def _widest_gap(confidences: Array, leaving: float) -> float:
@@ -108,7 +109,7 @@ def _widest_gap(confidences: Array, leaving: float) -> float:
 
     The widest, because engines round differently and no decision should hang on that.
     """
-    values, counts = np.unique(confidences, return_counts=True)
+    values, counts = np.unique(confidences[~np.isnan(confidences)], return_counts=True)
     if len(values) < 2:
         return float(values.max(initial=0.0)) + 1.0
     above = counts[::-1].cumsum()[::-1][1:]  # Samples over each gap.
@@ -155,7 +156,7 @@ class Reference:
         self.batches = batches
         self.policy = policy
         self.limits = limits
-        self.decisions = decide(logits, CRITERIA[policy.criterion], policy.thresholds)
+        self.decisions = decide(logits, policy)
 
     @property
     def _key(self) -> str:
@@ -167,8 +168,8 @@ class Reference:
         pairs = list(zip(logits, self.logits, strict=True))
         errors = [differences(ours, theirs) for ours, theirs in pairs]
         same_class = [ours.argmax(axis=1) == theirs.argmax(axis=1) for ours, theirs in pairs]
-        exits, classes, _ = decide(logits, CRITERIA[self.policy.criterion], self.policy.thresholds)
-        alike = (exits == self.decisions[0]) & (classes == self.decisions[1])
+        ours, theirs = decide(logits, self.policy), self.decisions
+        alike = (ours.exits == theirs.exits) & (ours.classes == theirs.classes)
         return Agreement(
             stage=stage,
             samples=len(logits[-1]),
@@ -197,7 +198,7 @@ class Reference:
                     "a threshold: move the threshold"
                 )
         found = self.compare(stage, [np.concatenate(output) for output in logits])
-        exits, classes, _ = self.decisions
+        exits, classes = self.decisions.exits, self.decisions.classes
         alike = [
             (self.exits[exit], index) == (one.exit, one.class_index)
             for exit, index, one in zip(exits, classes, taken, strict=True)
@@ -217,12 +218,12 @@ class Reference:
             exit: float(np.mean(logits.argmax(axis=1) == labels))
             for exit, logits in zip(self.exits, self.logits, strict=True)
         }
-        return {**shares, "policy": float(np.mean(self.decisions[1] == labels))}
+        return {**shares, "policy": float(np.mean(self.decisions.classes == labels))}
 
     def exit_rates(self) -> dict[str, float]:
         """The share of samples that the policy lets leave at each exit, in PyTorch."""
-        taken = self.decisions[0]
-        return {exit: float(np.mean(taken == k)) for k, exit in enumerate(self.exits)}
+        depths = self.decisions.depths
+        return {exit: float(np.mean(depths == k)) for k, exit in enumerate(self.exits)}
 
     def check(
         self,

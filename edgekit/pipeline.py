@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from edgekit.backends import backend_for
-from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, Policy, seal
+from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, Policy, parse_policy, seal
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache, Entry
@@ -233,21 +233,19 @@ class _Run:
 
     def chain(self, segments: Segments[bytes]) -> Chain:
         """The chain of these segments, for its logits alone: any thresholds will do."""
-        criterion = self.recipe.policy.criterion
-        policy = Policy(criterion, (1.0,) * (len(segments.exits) - 1))
+        policy = self.recipe.manifest_policy((1.0,) * (len(segments.exits) - 1))
         source = self.recipe.manifest_input(segments.input)
         return chain_of(segments, segments.chain, source, (), policy, self.target)
 
     def reach(self) -> Policy:
         """Who reaches a segment while it is quantized: by what the goal comes to in PyTorch."""
-        policy = self.recipe.policy
-        given = self.recipe.thresholds
-        if given is None:
-            tuning = self.splits["tuning"]
-            assert policy.tune is not None  # noqa: S101  (the recipe has either)
-            assert tuning.labels is not None  # noqa: S101  (Tune asks for them)
-            given = fit(policy.criterion, self.answers["tuning"], tuning.labels, policy.tune)
-        return Policy(policy.criterion, given)
+        goal, given = self.recipe.policy.tune, self.recipe.thresholds
+        if given is not None:
+            return self.recipe.manifest_policy(given)
+        tuning, answers = self.splits["tuning"], self.answers["tuning"]
+        assert goal is not None  # noqa: S101  (the recipe has either)
+        assert tuning.labels is not None  # noqa: S101  (Tune asks for them)
+        return fit(self.recipe.manifest_policy(()), answers, tuning.labels, goal)
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.
@@ -297,7 +295,7 @@ class _Run:
     def _reference(self, stage: str, split: Split, most: int | None) -> Reference:
         """The model's answers on a split, or the first of its samples."""
         logits = [one[:most] for one in self.answers[split.name]]
-        policy = self.policy or even_policy(self.recipe.policy.criterion, logits)
+        policy = self.policy or even_policy(self.recipe.manifest_policy(()), logits)
 
         def batches() -> Iterator[Array]:
             return split.batches(self.source, most=len(logits[-1]))
@@ -355,8 +353,7 @@ class _Run:
         segments = Segments.from_kept(document["segments"], programs)
         self._kept: Segments[bytes] | Tuned = segments
         if document["policy"] is not None:
-            policy = document["policy"]
-            self.policy = Policy(policy["criterion"], tuple(policy["thresholds"]))
+            self.policy = parse_policy(document["policy"])
             self._kept = Tuned(segments, self.policy)
 
     @contextmanager

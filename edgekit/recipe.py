@@ -172,9 +172,15 @@ class Goal(Strict):
 class Policy(Strict):
     """When a sample may leave: at thresholds that are given, or that are tuned."""
 
-    criterion: Literal["max_prob", "margin", "entropy"] = "max_prob"
+    criterion: Literal["max_prob", "margin", "entropy", "patience"] = "max_prob"
     thresholds: float | dict[str, float] | None = None
     """One number for all early exits, or one by each exit's name."""
+    combine: Literal["last", "sum", "geometric"] = "last"
+    """What an exit is joined with: see `edgekit.runtime.criteria.COMBINATIONS`."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """One by each exit's name, the final one included, for sum and geometric; left out, alike."""
+    otherwise: Literal["last", "max_confidence"] = "last"
+    """Who answers where no early exit is sure."""
     tune: Goal | None = None
 
     @model_validator(mode="after")
@@ -183,6 +189,27 @@ class Policy(Strict):
             raise ValueError(
                 "has thresholds and tune; leave one of them out (--set policy.thresholds=null)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_is_counted(self) -> "Policy":
+        if self.criterion != "patience":
+            return self
+        if self.tune is not None:
+            raise ValueError(
+                "patience counts exits and has no confidence to tune; give policy.thresholds, how "
+                "many exits in a row must agree with the one before, such as 1 or 2"
+            )
+        given = self.thresholds
+        for one in given.values() if isinstance(given, dict) else [given]:
+            if one is not None and (one < 1 or one != int(one)):
+                raise ValueError(f"patience is a whole number of exits, 1 or more; found {one:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_weigh_something(self) -> "Policy":
+        if self.weights is not None and self.combine == "last":
+            raise ValueError("weights need combine: sum or geometric; found last")
         return self
 
 
@@ -305,6 +332,14 @@ class Recipe(Strict):
             return tuple(given[name] for name in early)
         return None if given is None and early else tuple(given or 0.0 for _ in early)
 
+    def manifest_policy(self, thresholds: tuple[float, ...]) -> manifest.Policy:
+        """The policy as the manifest states it, with these thresholds."""
+        policy = self.policy
+        weights = policy.weights and tuple(policy.weights[name] for name in self.exits)
+        return manifest.Policy(
+            policy.criterion, thresholds, policy.combine, weights or None, policy.otherwise
+        )
+
     def manifest_input(self, tensor: str) -> manifest.Input:
         """The input as the manifest states it; `tensor` is its name in the graph."""
         image = manifest.Image(**self.input.image.model_dump()) if self.input.image else None
@@ -344,15 +379,10 @@ class Recipe(Strict):
                 f"policy: no thresholds for {', '.join(early)}; give them as policy.thresholds, or "
                 "have them tuned with policy.tune: {max_accuracy_drop: 0.01}"
             )
-        if not isinstance(given, dict):
-            return self
-        for name in given:
-            if name not in early:
-                near = difflib.get_close_matches(name, early, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(early)}"
-                raise ValueError(f"policy.thresholds: {name!r} is no early exit; {hint}")
-        if missing := [name for name in early if name not in given]:
-            raise ValueError(f"policy.thresholds: none for {', '.join(missing)}")
+        if isinstance(given, dict):
+            _demand_one_each("policy.thresholds", given, early, "early exit")
+        if self.policy.weights is not None:
+            _demand_one_each("policy.weights", self.policy.weights, self.exits, "exit")
         return self
 
 
@@ -395,6 +425,17 @@ def check_precision(recipe: Recipe, target: str, precision: str) -> None:
             "those that the device will see (some hundred, none of them in tuning or test), or "
             "build with --set target.precision=int8-dynamic, which needs none"
         )
+
+
+def _demand_one_each(key: str, given: dict[str, float], names: tuple[str, ...], kind: str) -> None:
+    """Refuse numbers by name that are not exactly one for each of the names."""
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names)}"
+            raise ValueError(f"{key}: {name!r} is no {kind}; {hint}")
+    if missing := [name for name in names if name not in given]:
+        raise ValueError(f"{key}: none for {', '.join(missing)}")
 
 
 def _find(path: str) -> Path:

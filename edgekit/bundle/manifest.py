@@ -49,6 +49,7 @@ __all__ = [
     "check_path",
     "identify",
     "parse_manifest",
+    "parse_policy",
     "seal",
     "unseal",
 ]
@@ -169,10 +170,30 @@ class Policy:
     """When a sample may leave: at the first exit whose confidence is `>=` its threshold.
 
     `thresholds` has one entry per early exit, in order; the final exit takes what is left.
+    `combine` says how an exit is joined with those before it, by `weights`, one per exit; `None`
+    weighs all alike. `otherwise` says who answers where no early exit is sure. The names are those
+    of `edgekit.runtime.criteria`.
     """
 
     criterion: str
     thresholds: tuple[float, ...]
+    combine: str = "last"
+    weights: tuple[float, ...] | None = None
+    otherwise: str = "last"
+
+    def problem(self, exits: int) -> str | None:
+        """Words about what does not fit a chain of so many exits; None where all fits."""
+        if len(self.thresholds) != exits - 1:
+            return f"{exits} exits need {exits - 1} thresholds, found {len(self.thresholds)}"
+        if self.weights is None:
+            return None
+        if self.combine == "last":
+            return "weights need combine: sum or geometric; found last"
+        if len(self.weights) != exits:
+            return f"{exits} exits need {exits} weights, found {len(self.weights)}"
+        if not all(0 < one < math.inf for one in self.weights):
+            return f"weights are finite and above 0; found {list(self.weights)}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -381,6 +402,12 @@ def parse_manifest(raw: bytes) -> Manifest:
     return manifest
 
 
+def parse_policy(document: Any) -> Policy:
+    """A policy out of JSON. Raises BundleError for anything else, and for a missing key."""
+    policy: Policy = _decode(Policy, document, "policy")
+    return policy
+
+
 def check_path(path: str) -> None:
     """Refuse a path that is absolute, leaves the bundle, or is not in plain POSIX form."""
     parts = PurePosixPath(path).parts
@@ -458,11 +485,8 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
     source = manifest.input
     if variant.tensors.get(source.tensor) != TensorSpec(source.dtype, (None, *source.shape)):
         raise BundleError(f"{where}: no tensor {source.tensor!r} like the input")
-    if len(manifest.policy.thresholds) != len(variant.exits) - 1:
-        raise BundleError(
-            f"{where}: {len(variant.exits)} exits need {len(variant.exits) - 1} thresholds, "
-            f"found {len(manifest.policy.thresholds)}"
-        )
+    if problem := manifest.policy.problem(len(variant.exits)):
+        raise BundleError(f"{where}: {problem}")
     if manifest.golden.logits.keys() != set(variant.exits):
         raise BundleError(f"{where}: golden logits are not of its exits; rebuild it")
     pairs = [pair for pair in manifest.baselines if pair.variant == variant.name]

@@ -7,6 +7,7 @@ import typer
 
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, StageProgress, Terminal
+from edgekit.cli.policy import PolicyOption, other_policy, policy_text
 from edgekit.errors import InputError
 from edgekit.runtime import bench as library
 from edgekit.runtime.preprocess import read_npz
@@ -31,12 +32,14 @@ def bench(
         typer.Option(min=1, help="Threads.", show_default="the target's, at most the cores here"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each sample is measured.")] = 10,
+    policy: PolicyOption = None,
     json_to: JsonOption = None,
 ) -> None:
     """Measure the chain beside the undivided network, on the test split, in one process."""
     terminal = Terminal(json_to)
     found = read_bundle(bundle)
-    others = [read_bundle(other) for other in beside]
+    other = None if policy is None else other_policy(policy, found.manifest)
+    others = [read_bundle(one) for one in beside]
     if data is not None:
         samples, labels = read_npz(data)
         inputs = library.to_tensors(found, samples)
@@ -46,7 +49,18 @@ def bench(
         raise InputError(f"{bundle}: carries no test split; give one with --data FILE.npz")
     with StageProgress(terminal).live("bench") as step:
         report = library.bench(
-            found, inputs, labels, threads=threads, rounds=rounds, beside=others, step=step
+            found,
+            inputs,
+            labels,
+            threads=threads,
+            rounds=rounds,
+            policy=other,
+            beside=others,
+            step=step,
+        )
+    if other is not None:
+        terminal.line(
+            f"Not the bundle's policy: {policy_text(other, found.manifest.variant().exits)}"
         )
     _print(terminal, report)
     terminal.json(report)

@@ -10,6 +10,7 @@ from edgekit.bundle.manifest import Manifest, Variant
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.build import SetOption, resolve
 from edgekit.cli.output import JsonOption, StageProgress, Terminal, print_segments
+from edgekit.cli.policy import policy_text
 
 __all__ = ["inspect"]
 
@@ -54,18 +55,12 @@ def inspect(
 
 def _print_bundle(terminal: Terminal, manifest: Manifest) -> None:
     target, source = manifest.target, manifest.input
-    thresholds = ", ".join(
-        f"{exit} at {threshold:g}"
-        for exit, threshold in zip(
-            manifest.variant().exits, manifest.policy.thresholds, strict=False
-        )
-    )
     size = "x".join(str(one) for one in source.shape)
     terminal.line(f"{manifest.name} for {target.name}, {manifest.bundle_id[:12]}")
     terminal.line(f"  engine    {target.engine}, {target.precision}, threads: {target.threads}")
     terminal.line(f"  input     {size} {source.dtype}" + (" from images" if source.image else ""))
     terminal.line(f"  classes   {len(manifest.labels)}")
-    terminal.line(f"  policy    {manifest.policy.criterion}: {thresholds or 'no early exit'}")
+    terminal.line(f"  policy    {policy_text(manifest.policy, manifest.variant().exits)}")
     own, *others = manifest.requirements.packages
     terminal.line(
         f"  needs     Python {manifest.requirements.python}, {own}, and {len(others)} pins in "

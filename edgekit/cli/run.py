@@ -1,5 +1,6 @@
 """`edgekit run`: classify files."""
 
+import dataclasses
 import math
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, Terminal, print_error, refuse_inside_a_bundle
+from edgekit.cli.policy import PolicyOption, other_policy
 from edgekit.errors import InputError
 from edgekit.runtime import Chain, Metrics
 from edgekit.runtime.deadline import budget_ns
@@ -32,6 +34,7 @@ def run(
         Path | None,
         typer.Option(help="Append exit counts, confidences and latencies to this JSON lines file."),
     ] = None,
+    policy: PolicyOption = None,
     json_to: JsonOption = None,
 ) -> None:
     """Classify files with a bundle, one by one, and say where each left the network."""
@@ -40,6 +43,8 @@ def run(
         budget_ns(deadline_ms)  # Refused here, and not once for every file.
     found_bundle = read_bundle(bundle)
     chain = Chain.from_bundle(found_bundle, threads=threads)
+    if policy is not None:
+        chain = chain.with_policy(other_policy(policy, found_bundle.manifest))
     source = found_bundle.manifest.input
     # The first run also makes the engine's buffers: not what is timed or counted.
     chain.logits(np.zeros((1, *source.shape), source.dtype))
@@ -74,6 +79,12 @@ def run(
     if rows:
         columns = ["file", "class", "confidence", "exit", "stop", "ms"]
         terminal.table("Predictions", columns, rows)
-    terminal.json({"bundle_id": found_bundle.manifest.bundle_id, "predictions": report})
+    terminal.json(
+        {
+            "bundle_id": found_bundle.manifest.bundle_id,
+            "policy": dataclasses.asdict(chain.spec.policy),
+            "predictions": report,
+        }
+    )
     if failed:
         raise typer.Exit(InputError.exit_code)

@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
 from edgekit.runtime import preprocess
-from edgekit.runtime.chain import Chain, ChainSpec
+from edgekit.runtime.chain import Chain, ChainSpec, Prediction
+from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
 from edgekit.runtime.verify import load_array
@@ -61,7 +62,10 @@ MOST_ACCURACY_LOSS = 0.01
 
 @dataclass(frozen=True)
 class _Measured:
-    """One contender's results: nanoseconds `[rounds, samples]` and what it decided per sample."""
+    """One contender's results: nanoseconds `[rounds, samples]` and what it decided per sample.
+
+    `exits` is where each sample left, which is what its time depends on.
+    """
 
     latency_ns: npt.NDArray[np.int64]
     classes: npt.NDArray[np.int64]
@@ -90,13 +94,15 @@ def bench(
     *,
     threads: int | None = None,
     rounds: int = 10,
+    policy: Policy | None = None,
     beside: Sequence[Bundle] = (),
     step: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure the bundle's chain, its `plain` and `whole` networks and the chains of `beside`.
 
     `inputs` are prepared tensors `[samples, *shape]`, `labels` int64 `[samples]` or None. Each
-    sample is measured `rounds` times. Returns the report as plain data; `docs/reference.md` lists
+    sample is measured `rounds` times. The chain is measured under `policy`, which is the bundle's
+    own by default. Returns the report as plain data; `docs/reference.md` lists
     its keys. Raises DeviceError where an engine fails, InputError where the samples do not fit.
     """
     manifest = bundle.manifest
@@ -106,6 +112,8 @@ def bench(
     if labels is not None:
         labels = preprocess.check_labels(labels, len(inputs), len(manifest.labels))
     chain = Chain.from_bundle(bundle, threads=threads)
+    if policy is not None:
+        chain = chain.with_policy(policy)
     refusing = replace(chain.spec.policy, thresholds=(math.inf,) * (len(chain.spec.segments) - 1))
     (baselines,) = (pair for pair in manifest.baselines if pair.variant == manifest.variant().name)
     contenders = {
@@ -155,6 +163,7 @@ def bench(
         "other_device": other_device,
         "engine": chain.engines[0].version,
         "precision": manifest.target.precision,
+        "policy": asdict(chain.spec.policy),
         "threads": threads,
         "samples": len(inputs),
         "rounds": rounds,
@@ -260,11 +269,16 @@ def _undivided(bundle: Bundle, segment: Segment, threads: int) -> Chain:
         manifest.labels,
         manifest.variant().tensors,
         (segment,),
-        Policy(manifest.policy.criterion, ()),
+        Policy(_alone(manifest.policy.criterion), ()),
     )
     return Chain.from_segments(
         spec, [bundle.read(segment.path)], engine=manifest.target.engine, threads=threads
     )
+
+
+def _alone(criterion: str) -> str:
+    """What an undivided network is sure by: one exit has no other to agree with."""
+    return "max_prob" if criterion == PATIENCE else criterion
 
 
 def _measure(
@@ -316,11 +330,16 @@ def _measure(
         name: _Measured(
             latency[name],
             np.array([one.class_index for one in predictions[name]]),
-            [one.exit for one in predictions[name]],
+            [_left(one, contenders[name]) for one in predictions[name]],
         )
         for name in contenders
     }
     return measured, _Segments(bare, in_chain), cpu_share
+
+
+def _left(found: Prediction, chain: Chain) -> str:
+    """The last exit that was computed: under `max_confidence` an earlier one may have answered."""
+    return found.exit if found.stop == "sure" else chain.spec.segments[-1].exits[-1].name
 
 
 def _bare_ns(runs: list[Callable[[], None]]) -> list[int]:

@@ -18,7 +18,7 @@ from edgekit.bundle.manifest import Input, Policy, Segment, TensorSpec, boundari
 from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime import deadline, preprocess
-from edgekit.runtime.criteria import CRITERIA, Criterion
+from edgekit.runtime.criteria import CRITERIA, Answers, Walk, unknown
 from edgekit.runtime.device import threads_here
 from edgekit.runtime.engines import Buffer, Engine, load_engine
 from edgekit.runtime.metrics import Metrics
@@ -43,8 +43,11 @@ Stop = Literal["sure", "final", "deadline"]
 class Prediction(NamedTuple):
     """What the chain says of one sample.
 
-    `stop` is "sure" where it left at an early exit that was sure enough, "final" where it came to
-    the final exit, "deadline" where the next segment was not expected to end in time.
+    `exit` is the one that answers, and `class_index` and `confidence` are its, combined with those
+    before it where the policy says so. `stop` is "sure" where the sample left at an early exit that
+    was sure enough, "final" where it came to the final exit, "deadline" where the next segment was
+    not expected to end in time. In the last two an earlier exit may be the one that answers, if the
+    policy says `otherwise: max_confidence`.
     `segment_latency_ms` has the time of each segment that ran, with the look at its exit, where
     the call asked for timings. In a batch it is the time of the batch that the sample ran in.
     """
@@ -115,19 +118,18 @@ class Chain:
         self.spec = spec
         self.engines = tuple(engines)
         self._memory = engines[0].memory
-        if spec.policy.criterion not in CRITERIA:
-            raise BundleError(
-                f"this edgekit has no criterion {spec.policy.criterion!r}; it has "
-                f"{', '.join(CRITERIA)}: install the edgekit that built the bundle"
-            )
-        self._criterion: Criterion = CRITERIA[spec.policy.criterion]
-        if len(spec.policy.thresholds) != len(spec.segments) - 1:
-            raise InputError(
-                f"a chain of {len(spec.segments)} segments needs {len(spec.segments) - 1} "
-                f"thresholds; found {len(spec.policy.thresholds)}"
-            )
+        policy = spec.policy
+        if words := unknown(policy):
+            raise BundleError(f"{words}: install the edgekit that built the bundle")
+        if words := policy.problem(len(spec.segments)):
+            raise InputError(f"policy: {words}")
+        # An exit that is looked at alone needs no Walk: one sample then costs two calls an exit.
+        alone = (policy.combine, policy.otherwise) == ("last", "last")
+        self._criterion = CRITERIA.get(policy.criterion) if alone else None
+        # Its exit is the last that a segment computes: the undivided network computes them all.
+        self._exits = [segment.exits[-1] for segment in spec.segments]
         # The last exit takes every sample that comes to it, also one whose confidence is NaN.
-        self._thresholds = [*spec.policy.thresholds, None]
+        self._thresholds = [*policy.thresholds, None]
         self._dtype = np.dtype(spec.input.dtype)
         self._floats = self._dtype.kind == "f"
         self.lock = threading.Lock()
@@ -305,8 +307,8 @@ class Chain:
 
         With a deadline the first segment runs in any case. Each further one runs only if it is
         expected (`segment_ms`) to end within `deadline_ms` of the call; else the answer is that of
-        the deepest exit computed. Waiting for another thread's call counts; finding out the
-        expected times, once, does not.
+        the exits computed, as the policy has it where none of them is sure. Waiting for another
+        thread's call counts; finding out the expected times, once, does not.
 
         Raises InputError for another shape or dtype, values that are not finite, or a deadline that
         is not finite and above 0; DeviceError where an engine fails.
@@ -325,10 +327,16 @@ class Chain:
             plan.write(sample)
             if self._floats and not np.logical_and.reduce(np.isfinite(sample), axis=None):
                 raise _not_finite(sample)
+            criterion = self._criterion
+            walk = Walk(self.spec.policy) if criterion is None else None
             for depth, run, read, exit, threshold, stop in plan.steps:  # noqa: B007
                 run()
-                logits = read()[0]
-                confidence = float(self._criterion(logits))
+                if walk is None:
+                    logits = read()[0]
+                    confidence = float(criterion(logits))  # type: ignore[misc]
+                else:
+                    answer = walk.look(read())
+                    confidence = float(answer.confidences[0])
                 if times is not None:
                     times.append(clock())
                 if threshold is None or confidence >= threshold:
@@ -336,7 +344,11 @@ class Chain:
                 if due_ns is not None and clock() + self._segment_ns[depth + 1] > due_ns:
                     stop = "deadline"  # noqa: PLW2901
                     break
-            index = int(logits.argmax())
+            if walk is None:
+                index = int(logits.argmax())
+            else:
+                taken, index, confidence = _row(answer if stop == "sure" else walk.otherwise(), 0)
+                exit = self._exits[taken].name
             if metrics is not None:
                 metrics.add(depth, confidence, started_ns, clock(), stop)
         return Prediction(index, self.spec.labels[index], exit, confidence, stop, _latencies(times))
@@ -410,30 +422,30 @@ class Chain:
         started_ns = clock() if metrics is not None else 0
         times = [clock()] if timings else None
         steps = self._start(samples)
+        walk = Walk(self.spec.policy)
         remaining = np.arange(len(samples))
         result: dict[int, Prediction] = {}
         for k in range(len(steps)):
-            _, run, read, exit, threshold, stop = steps[k]
+            _, run, read, _, threshold, stop = steps[k]
             run()
-            logits = read()
-            confidences = self._criterion(logits)
-            classes = logits.argmax(axis=1)
+            answers = walk.look(read())
             if threshold is None:
                 leaves = np.ones(len(remaining), bool)
+                answers = walk.otherwise()
             else:
-                leaves = confidences >= threshold
+                leaves = answers.confidences >= threshold
             if times is not None:
                 times.append(clock())
             ended_ns = clock() if metrics is not None else 0
             for row in np.flatnonzero(leaves):
+                taken, index, confidence = _row(answers, int(row))
                 if metrics is not None:
-                    metrics.add(k, float(confidences[row]), started_ns, ended_ns, stop)
-                index = int(classes[row])
+                    metrics.add(k, confidence, started_ns, ended_ns, stop)
                 result[int(remaining[row])] = Prediction(
                     index,
                     self.spec.labels[index],
-                    exit,
-                    float(confidences[row]),
+                    self._exits[taken].name,
+                    confidence,
                     stop,
                     _latencies(times),
                 )
@@ -442,6 +454,7 @@ class Chain:
             if leaves.any():
                 kept = np.flatnonzero(~leaves)
                 remaining = remaining[kept]
+                walk.keep(kept)
                 for tensor in self._crossing[k]:
                     self._memory.keep(self._buffers[tensor], kept)
                 steps = (self._plans.get(len(kept)) or self._plan(len(kept))).steps
@@ -486,14 +499,19 @@ class Chain:
                 {name: buffers[name] for name in segment.outputs},
                 rows,
             )
-            # Its exit is the last that it computes: the undivided network computes them all.
-            exit = segment.exits[-1]
+            exit = self._exits[depth]
             read = memory.reader(buffers[exit.logits], rows)
             stop: Stop = "final" if threshold is None else "sure"
             steps.append(_Step(depth, run, read, exit.name, threshold, stop))
         plan = _Plan(memory.writer(buffers[self.spec.input.tensor], rows), steps)
         self._plans[rows] = plan
         return plan
+
+
+def _row(answers: Answers, row: int) -> tuple[int, int, float]:
+    """One sample's exit, class and confidence."""
+    exits, classes, confidences = answers
+    return int(exits[row]), int(classes[row]), float(confidences[row])
 
 
 def _array(x: Any) -> Array:

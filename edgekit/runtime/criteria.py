@@ -1,25 +1,43 @@
-"""How an exit's logits become one confidence, and when a sample may leave.
+"""How the exits' logits become one confidence each, and when a sample may leave.
 
 All criteria rise with certainty, so that the rule is always `confidence >= threshold`. They are
 computed in float64 from `log_softmax(z) = (z - max z) - log sum exp(z - max z)`, which neither
 overflows nor takes the logarithm of zero. A NaN confidence is never `>=` anything: such a sample
 goes on.
 
+A policy may also combine an exit's logits with those of the exits before it, and remember which of
+them was the most confident. `Walk` does that, and nothing else in edgekit does: the runtime, the
+checks and the tuning all ask it.
+
 Every numpy call counts: after a network has filled the processor's caches, each costs several times
 what it costs in a loop, and the first segment of a small network may take but a tenth of a
 millisecond.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CRITERIA", "Criterion", "decide"]
+from edgekit.bundle.manifest import Policy
+
+__all__ = [
+    "COMBINATIONS",
+    "CRITERIA",
+    "OTHERWISE",
+    "PATIENCE",
+    "Answers",
+    "Criterion",
+    "Decisions",
+    "Walk",
+    "decide",
+    "unknown",
+]
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 Criterion = Callable[[npt.NDArray[Any]], Floats]
 """Logits `[..., classes]` of any float dtype to confidences float64 `[...]`."""
 
@@ -65,29 +83,177 @@ def entropy(logits: npt.NDArray[Any]) -> Floats:
 
 
 CRITERIA: dict[str, Criterion] = {"max_prob": max_prob, "margin": margin, "entropy": entropy}
-"""Every criterion by the name that a policy uses."""
+"""The criteria that look at one exit alone, by the name that a policy uses."""
+
+PATIENCE = "patience"
+"""The criterion that counts exits: how many in a row, up to this one, agree with the one before.
+
+PABEE's counter (Zhou et al., arXiv 2006.04152, section 3): 0 at the first exit and wherever the
+class is another than before, else one more than before. Its threshold is PABEE's patience.
+"""
+
+COMBINATIONS = ("last", "sum", "geometric")
+"""What of the exits 1 to k is looked at for exit k, with weights w (1 where none are given).
+
+`last`: the logits z_k alone.
+`sum`: the logits' running sum, `sum_i w_i z_i`. Logits, not probabilities: an additive model, as
+networks are trained in which each exit corrects those before it (BoostNet, Yu et al., arXiv
+2211.16726).
+`geometric`: the running geometric mean of the probabilities, normalised: the softmax of
+`sum_i w_i log_softmax(z_i) / sum_i w_i`. The ensembling of Zero Time Waste (Wolczyk et al., arXiv
+2106.05409), with exponents that sum to one and no factor per class.
+"""
+
+OTHERWISE = ("last", "max_confidence")
+"""Who answers where no early exit was sure: the last exit computed, or the most confident one.
+
+The latter is what Shallow-Deep Networks do (Kaya et al., arXiv 1810.07052). Of equally confident
+exits the deepest answers; a NaN confidence is less than any other.
+"""
 
 
-def decide(
-    logits: list[npt.NDArray[Any]], criterion: Criterion, thresholds: tuple[float, ...]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
+def unknown(policy: Policy) -> str | None:
+    """Words about what this edgekit cannot do of a policy; None where it can do all."""
+    for what, name, known in (
+        ("criterion", policy.criterion, (*CRITERIA, PATIENCE)),
+        ("combination", policy.combine, COMBINATIONS),
+        ("otherwise", policy.otherwise, OTHERWISE),
+    ):
+        if name not in known:
+            return f"this edgekit has no {what} {name!r}; it has {', '.join(known)}"
+    return None
+
+
+class Answers(NamedTuple):
+    """Answers to some samples, a row each: int64, int64 and float64 `[samples]`.
+
+    `exits` is the index of the exit that answers, `confidences` what the criterion makes of it.
+    """
+
+    exits: Integers
+    classes: Integers
+    confidences: Floats
+
+    def of(self, rows: Integers) -> "Answers":
+        """The answers to these of the samples."""
+        return Answers(self.exits[rows], self.classes[rows], self.confidences[rows])
+
+
+class Decisions(NamedTuple):
+    """`Answers`, and the index of the last exit that was looked at for each: where it left."""
+
+    exits: Integers
+    classes: Integers
+    confidences: Floats
+    depths: Integers
+
+
+class Walk:
+    """Some samples' way from exit to exit under a policy.
+
+    Tell it each exit's logits in order, and which samples go on where not all do. NaN stays: where
+    an exit's logits hold NaN or +inf, or nothing but -inf, its confidence is NaN, and under `sum`
+    and `geometric` so is every later one. The sample then runs to the end, for a network that
+    overflowed is to be seen, not averaged away. A class at -inf is masked; under `sum` and
+    `geometric` it stays so.
+    """
+
+    scores: npt.NDArray[Any]
+    """`[samples, classes]`: the logits, or their combination, of the exit looked at last."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._criterion = None if policy.criterion == PATIENCE else CRITERIA[policy.criterion]
+        self._combine = policy.combine
+        self._weights = policy.weights
+        self._most_confident = policy.otherwise == "max_confidence"
+        self._depth = -1
+        self._total: Floats | None = None
+        self._weight = 0.0
+        self._last: Answers | None = None
+        self._best: Answers | None = None
+
+    def look(self, logits: npt.NDArray[Any]) -> Answers:
+        """What the next exit answers, by its logits `[samples, classes]`."""
+        self._depth += 1
+        self.scores = logits if self._combine == "last" else self._combined(logits)
+        classes = self.scores.argmax(axis=1)
+        confidences = (
+            self._agreement(classes) if self._criterion is None else self._criterion(self.scores)
+        )
+        self._last = found = Answers(np.full(len(classes), self._depth), classes, confidences)
+        if self._most_confident:
+            best = self._best
+            if best is not None:
+                better = (confidences >= best.confidences) | np.isnan(best.confidences)
+                found = Answers(
+                    *(np.where(better, *pair) for pair in zip(found, best, strict=True))
+                )
+            self._best = found
+        return self._last
+
+    def keep(self, rows: Integers) -> None:
+        """Go on with these of the samples only."""
+        if self._total is not None:
+            self._total = self._total[rows]
+        if self._last is not None:
+            self._last = self._last.of(rows)
+        if self._best is not None:
+            self._best = self._best.of(rows)
+
+    def otherwise(self) -> Answers:
+        """The answers where no exit looked at so far was sure, and no further one is computed."""
+        found = self._best if self._most_confident else self._last
+        assert found is not None  # noqa: S101  (nobody asks before the first exit)
+        return found
+
+    def _combined(self, logits: npt.NDArray[Any]) -> Floats:
+        weight = 1.0 if self._weights is None else self._weights[self._depth]
+        self._weight += weight
+        geometric = self._combine == "geometric"
+        # Infinities of both signs make a NaN, which is what is wanted.
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = _log_softmax(logits) if geometric else logits.astype(np.float64)
+            total *= weight
+            if self._total is not None:
+                total += self._total
+            self._total = total
+            return total / self._weight if geometric else total
+
+    def _agreement(self, classes: Integers) -> Floats:
+        """PATIENCE. What is no answer, NaN here, agrees with nothing."""
+        sound = np.isfinite(np.maximum.reduce(self.scores, axis=1))
+        counts = np.zeros(len(classes))
+        if self._last is not None:
+            before = self._last.confidences
+            agree = (classes == self._last.classes) & ~np.isnan(before)
+            counts[agree] = before[agree] + 1
+        counts[~sound] = np.nan
+        return counts
+
+
+def decide(logits: Sequence[npt.NDArray[Any]], policy: Policy) -> Decisions:
     """What the policy makes of all exits' logits, for samples that were run to the end.
 
-    `logits` has one array `[samples, classes]` per exit, `thresholds` one entry per early exit.
-    Returns, per sample: the index of the exit taken, the class, the confidence there.
+    `logits` has one array `[samples, classes]` per exit.
     """
-    every = [criterion(one) for one in logits]
-    exits = np.full(len(logits[-1]), len(logits) - 1)
-    confidences = every[-1].copy()
-    classes = np.argmax(logits[-1], axis=1)
+    walk = Walk(policy)
+    every = [walk.look(one) for one in logits]
+    samples = len(logits[-1])
+    exits, classes, confidences = walk.otherwise().of(np.arange(samples))  # A copy.
+    depths = np.full(samples, len(logits) - 1)
     # From the last early exit to the first, so that the first sure one has the last word.
-    for index in reversed(range(len(thresholds))):
-        confidence = every[index]
-        sure = confidence >= thresholds[index]
-        exits[sure] = index
-        confidences[sure] = confidence[sure]
-        classes[sure] = np.argmax(logits[index][sure], axis=1)
-    return exits, classes, confidences
+    for index in reversed(range(len(policy.thresholds))):
+        sure = every[index].confidences >= policy.thresholds[index]
+        exits[sure] = depths[sure] = index
+        classes[sure] = every[index].classes[sure]
+        confidences[sure] = every[index].confidences[sure]
+    return Decisions(exits, classes, confidences, depths)
+
+
+def _log_softmax(logits: npt.NDArray[Any]) -> Floats:
+    shifted = _shift(logits)
+    shifted -= np.log(np.add.reduce(np.exp(shifted), axis=-1, keepdims=True))
+    return shifted
 
 
 def _shift(logits: npt.NDArray[Any]) -> Floats:

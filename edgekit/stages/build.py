@@ -23,7 +23,7 @@ from edgekit.errors import BuildError, RecipeError
 from edgekit.recipe import Recipe
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain
-from edgekit.runtime.criteria import CRITERIA
+from edgekit.runtime.criteria import PATIENCE, Walk
 from edgekit.stages import Part, Segments, Stage, StageResult, Step, Tuned
 from edgekit.target import Target
 
@@ -241,25 +241,33 @@ class Build(Stage[Tuned, Contents]):
 def _sureness(chain: Chain, x: Array) -> float:
     """How far a sample's decision is from being another one, in natural units of log-odds.
 
-    The least of: the distance of each confidence that is looked at from its threshold, and how far
-    the best class stands above the second at the exit that is taken.
+    The least of: the distance of each confidence that is looked at from its threshold, how far the
+    best class stands above the second at the exit that answers, and where it answers as the most
+    confident one, how far it is from the second of those. Under patience it is the classes of all
+    exits looked at that decide.
     """
     policy = chain.spec.policy
-    criterion = CRITERIA[policy.criterion]
-    distances = []
-    for one, threshold in zip(
-        chain.logits(x[None]).values(), (*policy.thresholds, None), strict=True
-    ):
-        logits = one[0].astype(np.float64)
-        if threshold is not None:
-            confidence = float(criterion(logits))
-            distances.append(abs(_log_odds(confidence) - _log_odds(threshold)))
-            if not confidence >= threshold:
-                continue
-        second, best = np.sort(logits)[-2:]
-        distances.append(float(best - second))
-        break
-    return min(distances)
+    walk = Walk(policy)
+    patience = policy.criterion == PATIENCE
+    distances, leads, confidences = [], [], []
+    logits = chain.logits(x[None]).values()
+    for one, threshold in zip(logits, (*policy.thresholds, None), strict=True):
+        answer = walk.look(one)
+        confidences.append(float(answer.confidences[0]))
+        second, best = np.sort(walk.scores[0].astype(np.float64))[-2:]
+        leads.append(float(best - second))
+        if threshold is None:
+            answer = walk.otherwise()
+        elif not patience:
+            distances.append(abs(_log_odds(confidences[-1]) - _log_odds(threshold)))
+        if threshold is None or confidences[-1] >= threshold:
+            break
+    if patience:
+        return min(leads)
+    if threshold is None and policy.otherwise == "max_confidence" and len(confidences) > 1:
+        second, best = sorted(_log_odds(one) for one in confidences)[-2:]
+        distances.append(best - second)
+    return min(*distances, leads[answer.exits[0]], math.inf)
 
 
 def _log_odds(share: float) -> float:

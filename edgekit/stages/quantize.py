@@ -17,7 +17,7 @@ from edgekit.check import chain_of
 from edgekit.data import Split
 from edgekit.errors import BuildError, RecipeError
 from edgekit.recipe import Recipe, check_precision
-from edgekit.runtime.criteria import CRITERIA
+from edgekit.runtime.criteria import Walk
 from edgekit.stages import Part, Segments, Stage, StageResult, Step
 from edgekit.target import Target
 
@@ -213,9 +213,9 @@ class _Calibration:
         """Which samples no exit lets leave, by the exits' logits `[samples, classes]`."""
         stay = np.ones(len(logits[0]), bool)
         if self.policy is not None:
-            criterion = CRITERIA[self.policy.criterion]
+            walk = Walk(self.policy)
             for one, threshold in zip(logits, self.policy.thresholds, strict=False):
-                stay &= ~(criterion(one) >= threshold)
+                stay &= ~(walk.look(one).confidences >= threshold)
         return stay
 
 

@@ -1,7 +1,7 @@
 """tune: the thresholds at which the finished chain is as fast as its accuracy allows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +13,7 @@ from edgekit.data import Split
 from edgekit.errors import CheckError, RecipeError
 from edgekit.recipe import Goal, Recipe
 from edgekit.runtime.chain import Chain
-from edgekit.runtime.criteria import CRITERIA
+from edgekit.runtime.criteria import Walk
 from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
 
 __all__ = ["SharedThreshold", "Tune", "fit", "least_correct", "shared_threshold"]
@@ -71,16 +71,17 @@ def least_correct(correct: int, samples: int, max_drop: float) -> int:
 
 
 def fit(
-    criterion: str, logits: Sequence[Array], labels: npt.NDArray[np.int64], goal: Goal
-) -> tuple[float, ...]:
-    """The thresholds that the goal comes to where every exit says `logits` `[samples, classes]`.
+    policy: Policy, logits: Sequence[Array], labels: npt.NDArray[np.int64], goal: Goal
+) -> Policy:
+    """The policy with what the goal comes to where every exit says `logits` `[samples, classes]`.
 
     Of the model in PyTorch: who would reach a segment, before there is a chain to tune.
     """
-    confidences = np.array([CRITERIA[criterion](one) for one in logits[:-1]])
-    correct = np.array([one.argmax(axis=1) == labels for one in logits])
-    least = least_correct(int(correct[-1].sum()), len(labels), goal.max_accuracy_drop)
-    return (shared_threshold(confidences, correct, least).threshold,) * len(confidences)
+    confidences, correct = _measured(policy, logits, labels)
+    final = int(np.sum(logits[-1].argmax(axis=1) == labels))
+    least = least_correct(final, len(labels), goal.max_accuracy_drop)
+    threshold = shared_threshold(confidences, correct, least).threshold
+    return replace(policy, thresholds=(threshold,) * len(confidences))
 
 
 class Tune(Stage[Segments[bytes], Tuned]):
@@ -170,29 +171,25 @@ class Tune(Stage[Segments[bytes], Tuned]):
         return None
 
     def _tuned(self, segments: Segments[bytes], thresholds: tuple[float, ...]) -> Tuned:
-        return Tuned(segments, Policy(self.recipe.policy.criterion, thresholds))
+        return Tuned(segments, self.recipe.manifest_policy(thresholds))
 
     def _measure(
         self, segments: Segments[bytes], labels: npt.NDArray[np.int64], step: Step
     ) -> tuple[Floats, Bools]:
-        """Every early exit's confidences, and where every exit is right, on the tuning split."""
+        """See `_measured`, on the whole tuning split."""
         assert self.tuning is not None  # noqa: S101  (asked by the caller)
         source = self.recipe.manifest_input(segments.input)
-        criterion = CRITERIA[self.recipe.policy.criterion]
         chain = self.chain_for(segments)
-        exits, samples = len(segments.exits), len(labels)
-        confidences = np.empty((exits - 1, samples))
-        correct = np.empty((exits, samples), bool)
+        found = []
         start = 0
         for batch in self.tuning.batches(source):
-            step(f"sample {start} of {samples}")
-            rows = slice(start, start + len(batch))
-            for exit, logits in enumerate(chain.logits(batch).values()):
-                correct[exit, rows] = logits.argmax(axis=1) == labels[rows]
-                if exit < exits - 1:
-                    confidences[exit, rows] = criterion(logits)
+            step(f"sample {start} of {len(labels)}")
+            logits = list(chain.logits(batch).values())
+            rows = labels[start : start + len(batch)]
+            found.append(_measured(self.recipe.manifest_policy(()), logits, rows))
             start += len(batch)
-        return confidences, correct
+        confidences, correct = zip(*found, strict=True)
+        return np.concatenate(confidences, axis=1), np.concatenate(correct, axis=1)
 
     def _correct_in_pytorch(self, labels: npt.NDArray[np.int64]) -> int | None:
         if self.final_logits is None:
@@ -214,6 +211,21 @@ class Tune(Stage[Segments[bytes], Tuned]):
                 "fp32"
             )
         return found
+
+
+def _measured(
+    policy: Policy, logits: Sequence[Array], labels: npt.NDArray[np.int64]
+) -> tuple[Floats, Bools]:
+    """Every early exit's confidences, and where every exit's answer is right, under the policy.
+
+    `confidences` is float64 `[early exits, samples]`, `correct` bool `[exits, samples]`. In the
+    last row stands the answer to a sample that leaves nowhere early, which may be another exit's.
+    """
+    walk = Walk(policy)
+    answers = [walk.look(one) for one in logits]
+    confidences = np.array([one.confidences for one in answers[:-1]]).reshape(-1, len(labels))
+    classes = [*(one.classes for one in answers[:-1]), walk.otherwise().classes]
+    return confidences, np.array(classes) == labels
 
 
 def _candidate(levels: Floats, index: int) -> float:

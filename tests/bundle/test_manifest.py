@@ -75,7 +75,13 @@ DOCUMENT: Document = {
         },
     },
     "labels": ["yes", "no"],
-    "policy": {"criterion": "max_prob", "thresholds": [0.75]},
+    "policy": {
+        "criterion": "max_prob",
+        "thresholds": [0.75],
+        "combine": "last",
+        "weights": None,
+        "otherwise": "last",
+    },
     "variants": [
         {
             "name": "default",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgekit.bundle.manifest import MANIFEST_NAME, Policy, identify, seal
 from edgekit.bundle.reader import Bundle, read_bundle
-from edgekit.errors import BundleError, DeviceError, EdgekitError, InputError
+from edgekit.errors import BundleError, DeviceError, InputError
 from edgekit.runtime import Chain, Prediction
 from edgekit.runtime.bench import load_test_data
 from edgekit.runtime.criteria import CRITERIA
@@ -453,7 +453,11 @@ def test_a_contract_that_the_segment_does_not_keep_is_a_device_error(
         getattr(chain, verb)(samples[0] if verb == "one" else samples)
 
 
-def test_a_criterion_that_this_edgekit_does_not_have_is_refused(tiny_bundle: Path) -> None:
-    folder = changed(tiny_bundle, lambda document: document["policy"].update(criterion="patience"))
-    with pytest.raises(EdgekitError, match="patience"):
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("criterion", "criterion"), ("combine", "combination"), ("otherwise", "otherwise")],
+)
+def test_what_this_edgekit_does_not_have_is_refused(tiny_bundle: Path, key: str, what: str) -> None:
+    folder = changed(tiny_bundle, lambda document: document["policy"].update({key: "hunch"}))
+    with pytest.raises(BundleError, match=f"no {what} 'hunch'; it has .*install the edgekit"):
         Chain.load(folder)

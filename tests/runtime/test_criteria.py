@@ -1,4 +1,7 @@
+import itertools
 import math
+import typing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from edgekit.runtime.criteria import CRITERIA, decide
+from edgekit.bundle.manifest import Policy
+from edgekit.recipe import Policy as RecipePolicy
+from edgekit.runtime.criteria import (
+    COMBINATIONS,
+    CRITERIA,
+    OTHERWISE,
+    PATIENCE,
+    Answers,
+    Walk,
+    decide,
+    unknown,
+)
 
 Array = npt.NDArray[Any]
 
@@ -43,8 +57,19 @@ def reference(criterion: str, logits: Array) -> Array:
     return (1 - entropy / math.log(logits.shape[-1])).numpy()
 
 
-def test_the_criteria_are_those_that_a_recipe_may_name() -> None:
-    assert set(CRITERIA) == {"max_prob", "margin", "entropy"}
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("criterion", (*CRITERIA, PATIENCE)),
+        ("combine", COMBINATIONS),
+        ("otherwise", OTHERWISE),
+    ],
+)
+def test_a_recipe_may_name_what_the_runtime_has(key: str, names: tuple[str, ...]) -> None:
+    assert typing.get_args(RecipePolicy.model_fields[key].annotation) == names
+    for name in names:
+        assert unknown(Policy(**{"criterion": "margin", "thresholds": (), key: name})) is None
+    assert "no " in (unknown(Policy(**{"criterion": "margin", "thresholds": (), key: "x"})) or "")
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -170,25 +195,286 @@ def networks(draw: st.DrawFn) -> tuple[list[Array], tuple[float, ...]]:
     return logits, tuple(draw(threshold) for _ in range(exits - 1))
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-@settings(deadline=None)
+POLICIES = [
+    Policy(criterion, (), combine, weights, otherwise)
+    for criterion in (*CRITERIA, PATIENCE)
+    for combine, weights in (
+        ("last", None),
+        ("sum", None),
+        ("sum", (0.5, 2.0, 1.0, 3.0)),
+        ("geometric", None),
+        ("geometric", (0.5, 2.0, 1.0, 3.0)),
+    )
+    for otherwise in OTHERWISE
+]
+"""Every kind of policy for four exits, but for thresholds."""
+
+
+def policy_id(policy: Policy) -> str:
+    weighted = "weighted " if policy.weights else ""
+    return f"{policy.criterion}, {weighted}{policy.combine}, {policy.otherwise}"
+
+
+def thresholds_of(policy: Policy) -> tuple[float, ...]:
+    """Such that many samples leave at each exit of four, and on no confidence."""
+    return {
+        "max_prob": (0.913579, 0.886421, 0.871357),
+        "margin": (0.813579, 0.786421, 0.771357),
+        "entropy": (0.613579, 0.586421, 0.571357),
+        PATIENCE: (1.0, 1.0, 1.0),
+    }[policy.criterion]
+
+
+def said(
+    policy: Policy, logits: list[Array]
+) -> tuple[list[Array], list[npt.NDArray[np.int64]], list[Array]]:
+    """Per exit what the policy looks at, in PyTorch and by definition: scores, classes, confidence.
+
+    An exit's are worked out from the logits of all exits up to it, anew.
+    """
+    every = torch.from_numpy(np.stack(logits).astype(np.float64))
+    weights = torch.tensor(policy.weights or (1.0,) * len(every), dtype=torch.float64)
+    scores, classes, confidences = [], [], []
+    for k in range(len(every)):
+        seen, weight = every[: k + 1], weights[: k + 1, None, None]
+        if policy.combine == "last":
+            looked_at = every[k]
+        elif policy.combine == "sum":
+            looked_at = (weight * seen).sum(0)
+        else:
+            looked_at = (weight * seen.log_softmax(-1)).sum(0) / weight.sum()
+        chosen = looked_at.numpy().argmax(axis=1)
+        if policy.criterion == PATIENCE:
+            count = np.zeros(len(chosen))
+            if k:
+                agree = (chosen == classes[-1]) & ~np.isnan(confidences[-1])
+                count = np.where(agree, confidences[-1] + 1, 0.0)
+            count[looked_at.softmax(-1).isnan().any(-1).numpy()] = np.nan
+            confidences.append(count)
+        else:
+            confidences.append(reference(policy.criterion, looked_at.numpy()))
+        scores.append(looked_at.numpy())
+        classes.append(chosen)
+    return scores, classes, confidences
+
+
+def plain(policy: Policy, confidences: list[float]) -> tuple[int, int]:
+    """Which exit answers, and how deep the sample came, by a plain loop."""
+    for depth, confidence in enumerate(confidences):
+        if depth == len(policy.thresholds) or confidence >= policy.thresholds[depth]:
+            break
+    if depth < len(policy.thresholds) or policy.otherwise == "last":
+        return depth, depth
+    best = depth
+    for exit in reversed(range(depth)):
+        if math.isnan(confidences[best]) or confidences[exit] > confidences[best]:
+            best = best if math.isnan(confidences[exit]) else exit
+    return best, depth
+
+
+@pytest.fixture(scope="module")
+def many_logits() -> list[Array]:
+    """Four exits' logits of 10,000 samples, half of them odd in some way."""
+    rng = np.random.default_rng(0)
+    exits, samples, classes = 4, 10_000, 6
+    logits = (2.5 * rng.standard_normal((exits, samples, classes))).astype(np.float32)
+    logits += 2 * rng.standard_normal((samples, classes)).astype(np.float32)
+
+    def some() -> Array:
+        return rng.choice(samples, 700, replace=False)
+
+    for odd in (np.nan, np.inf, -np.inf, 3e38, -3e38):
+        logits[rng.integers(0, exits, 700), some(), rng.integers(0, classes, 700)] = odd
+    logits[:, some(), rng.integers(0, classes, 700)] = -np.inf  # A class masked at all exits.
+    logits[rng.integers(0, exits, 200), some()[:200]] = -np.inf  # All classes at one exit.
+    tied = some()
+    logits[:, tied, 3] = logits[:, tied, 1] = logits[:, tied].max(axis=-1)
+    small = some()
+    logits[:, small] = rng.choice([0.0, -0.0, 1e-45, -1e-45, 1e-40], (exits, 700, classes))
+    return list(logits)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=policy_id)
+def test_every_policy_is_its_definition_in_pytorch(
+    policy: Policy, many_logits: list[Array]
+) -> None:
+    policy = replace(policy, thresholds=thresholds_of(policy))
+    scores, classes, confidences = said(policy, many_logits)
+    # Where the last bit could decide, two right programs may differ: leave out those few samples.
+    close = np.zeros(len(classes[0]), bool)
+    for looked_at in scores:
+        with np.errstate(invalid="ignore"):
+            gap = np.diff(np.sort(looked_at, axis=1)[:, -2:], axis=1)[:, 0]
+        close |= (gap > 0) & (gap < 1e-12)
+    if policy.criterion != PATIENCE and policy.otherwise == "max_confidence":
+        pairs = zip(confidences, policy.thresholds, strict=False)
+        unsure = np.all([~(one >= threshold) for one, threshold in pairs], axis=0)
+        for one, other in itertools.combinations(confidences, 2):
+            close |= unsure & (np.abs(one - other) < 1e-12)
+    assert close.mean() < 0.15
+    walk = Walk(policy)
+    for depth, one in enumerate(many_logits):
+        found = walk.look(one)
+        np.testing.assert_allclose(found.confidences, confidences[depth], rtol=0, atol=1e-12)
+        assert (found.exits == depth).all()
+        finite = np.isfinite(confidences[depth]) & ~close
+        np.testing.assert_array_equal(found.classes[finite], classes[depth][finite])
+    found = decide(many_logits, policy)
+    expected = [plain(policy, column.tolist()) for column in np.stack(confidences).T]
+    exits, depths = np.array(expected).T
+    rows = np.flatnonzero(~close)
+    np.testing.assert_array_equal(found.exits[rows], exits[rows])
+    np.testing.assert_array_equal(found.depths[rows], depths[rows])
+    sound = rows[np.isfinite(found.confidences[rows])]
+    np.testing.assert_array_equal(found.classes[sound], np.stack(classes)[exits[sound], sound])
+    np.testing.assert_allclose(
+        found.confidences[rows], np.stack(confidences)[exits[rows], rows], rtol=0, atol=1e-12
+    )
+    # What the test rests on: all exits are taken, and some samples are NaN to the end.
+    early = {1, 2, 3} if policy.criterion == PATIENCE else {0, 1, 2, 3}
+    assert set(depths.tolist()) == early
+    assert np.isnan(found.confidences).any() or policy.otherwise == "max_confidence"
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=policy_id)
+@settings(deadline=None, max_examples=40)
 @given(network=networks())
-def test_decide_is_a_plain_loop_over_samples_and_exits(
-    criterion: str, network: tuple[list[Array], tuple[float, ...]]
+def test_a_sample_alone_and_one_among_others_that_leave_are_decided_alike(
+    policy: Policy, network: tuple[list[Array], tuple[float, ...]]
 ) -> None:
     logits, thresholds = network
-    exits, classes, confidences = decide(logits, CRITERIA[criterion], thresholds)
-    for sample in range(len(logits[0])):
-        for exit, of_exit in enumerate(logits):
-            expected = confidence(criterion, of_exit[sample])
-            if exit == len(thresholds) or expected >= thresholds[exit]:
-                break
-        assert exits[sample] == exit
-        assert classes[sample] == np.argmax(of_exit[sample])
-        np.testing.assert_equal(confidences[sample], expected)
+    weights = policy.weights and policy.weights[: len(logits)]
+    policy = replace(policy, thresholds=thresholds, weights=weights)
+    together = decide(logits, policy)
+    walk, going = Walk(policy), np.arange(len(logits[0]))
+    for depth, one in enumerate(logits):
+        answers = walk.look(one[going])
+        leaves = np.ones(len(going), bool)
+        if depth < len(thresholds):
+            leaves = answers.confidences >= thresholds[depth]
+        else:
+            answers = walk.otherwise()
+        left = going[leaves]
+        for mine, all_of in zip(answers, together, strict=False):
+            np.testing.assert_array_equal(mine[leaves], all_of[left])
+        assert (together.depths[left] == depth).all()
+        walk.keep(np.flatnonzero(~leaves))
+        going = going[~leaves]
+    for row in range(len(logits[0])):
+        alone = decide([one[row : row + 1] for one in logits], policy)
+        for mine, all_of in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(mine, all_of[row : row + 1])
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=policy_id)
+@settings(deadline=None, max_examples=25)
+@given(network=networks())
+def test_more_exits_change_nothing_of_what_was_said_before_them(
+    policy: Policy, network: tuple[list[Array], tuple[float, ...]]
+) -> None:
+    # What a deadline rests on: it ends a walk, and cannot be foreseen.
+    whole, short = Walk(policy), Walk(policy)
+    logits = [one.copy() for one in network[0]]
+    before = [Answers(*(part.copy() for part in whole.look(one))) for one in logits]
+    for one, expected in zip(network[0], before, strict=True):
+        for mine, theirs in zip(short.look(one), expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    for one, given_ in zip(network[0], logits, strict=True):
+        np.testing.assert_array_equal(one, given_)
+
+
+def answers(policy: Policy, *logits: list[float]) -> tuple[int, int, float, int]:
+    """What is decided on one sample."""
+    exit, index, confidence, depth = decide([np.array([one]) for one in logits], policy)
+    return int(exit[0]), int(index[0]), float(confidence[0]), int(depth[0])
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_two_exits_by_hand(combine: str) -> None:
+    """Logits (2, 0) and (0, 1) with weights 1 and 3: the second wins, by how much depends."""
+    policy = Policy("max_prob", (1.1,), combine, None if combine == "last" else (1.0, 3.0))
+    lead = {"last": 1.0, "sum": 3 * 1.0 - 2.0, "geometric": (3 * 1.0 - 2.0) / 4}[combine]
+    found = answers(policy, [2.0, 0.0], [0.0, 1.0])
+    assert found == (1, 1, pytest.approx(1 / (1 + math.exp(-lead)), abs=1e-15), 1)
+
+
+def test_the_geometric_mean_is_one_of_probabilities() -> None:
+    # Between (1/2, 1/2) and (9/10, 1/10) lies (3/4, 1/4): their products' roots are 3 to 1.
+    found = answers(Policy("max_prob", (2.0,), "geometric"), [5.0, 5.0], [math.log(9), 0.0])
+    assert found[2] == pytest.approx(0.75, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("classes", "patience", "exit"),
+    [
+        ([0, 0, 0, 0], 1, 1),
+        ([0, 0, 0, 0], 2, 2),
+        ([0, 0, 0, 0], 3, 3),
+        ([0, 1, 1, 0], 1, 2),
+        ([0, 1, 1, 1], 2, 3),
+        ([0, 1, 0, 1, 1, 1], 2, 5),
+        ([0, 1, 0, 1, 0, 1], 1, 5),
+    ],
+)
+def test_patience_is_how_often_in_a_row_an_exit_agrees_with_the_one_before(
+    classes: list[int], patience: int, exit: int
+) -> None:
+    logits = [[1.0, 0.0] if one == 0 else [0.0, 1.0] for one in classes]
+    policy = Policy(PATIENCE, (float(patience),) * (len(classes) - 1))
+    found = answers(policy, *logits)
+    assert (found[0], found[1], found[3]) == (exit, classes[exit], exit)
+
+
+def test_an_exit_that_overflowed_breaks_patience() -> None:
+    policy = Policy(PATIENCE, (9.0,) * 4)
+    counts = [
+        Walk(policy).look(np.array([one])).confidences[0]
+        for one in ([1.0, 0.0], [np.nan, 0.0], [np.inf, 0.0], [-np.inf, -np.inf])
+    ]
+    np.testing.assert_array_equal(counts, [0, np.nan, np.nan, np.nan])
+    walk = Walk(policy)
+    exits = [[1.0, 0.0], [1.0, 0.0], [np.nan, 0.0], [1.0, 0.0], [1.0, -np.inf]]
+    counts = [walk.look(np.array([one])).confidences[0] for one in exits]
+    np.testing.assert_array_equal(counts, [0, 1, np.nan, 0, 1])
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 0, 0], [np.inf, 0, 0], [-np.inf] * 3])
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_nan_stays_in_a_combination_and_passes_where_an_exit_is_alone(
+    combine: str, bad: list[float]
+) -> None:
+    policy = Policy("max_prob", (0.5, -math.inf, 0.5), combine)
+    exit, index, confidence, depth = answers(policy, [0, 0, 0], bad, [9.0, 0, 0], [0, 9.0, 0])
+    if combine == "last":
+        assert (exit, index, depth) == (2, 0, 2)
+    else:
+        assert (exit, depth) == (3, 3)
+        assert math.isnan(confidence)
+    best = answers(replace(policy, otherwise="max_confidence"), [0, 0, 1], bad, [0.0] * 3, bad)
+    assert best[:2] == (0, 2)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_a_class_that_one_exit_masks_is_masked_from_there_on_in_a_combination(
+    criterion: str, combine: str
+) -> None:
+    policy = Policy(criterion, (2.0,), combine)
+    _, index, confidence, _ = answers(policy, [-np.inf, 1.0, 0.0], [9.0, 0.5, 0.0])
+    assert index == (0 if combine == "last" else 1)
+    assert 0 < confidence < 1
+
+
+@pytest.mark.parametrize("criterion", [*CRITERIA, PATIENCE])
+def test_of_equally_confident_exits_the_deepest_answers(criterion: str) -> None:
+    policy = Policy(criterion, (9.0, 9.0, 9.0), otherwise="max_confidence")
+    sure, other, unsure = [9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 0.1]
+    expected = (3, 2) if criterion == PATIENCE else (1, 1)
+    assert answers(policy, sure, other, unsure, [0.0, 0.0, 0.05])[:2] == expected
+    assert answers(policy, *[[np.nan, 0.0, 0.0]] * 4)[0] == 3
 
 
 def test_a_confidence_on_its_threshold_leaves() -> None:
     logits = [np.zeros((1, 4)), np.ones((1, 4))]
-    exits, _, confidences = decide(logits, CRITERIA["max_prob"], (0.25,))
-    assert (exits.tolist(), confidences.tolist()) == ([0], [0.25])
+    found = decide(logits, Policy("max_prob", (0.25,)))
+    assert (found.exits.tolist(), found.confidences.tolist()) == ([0], [0.25])

@@ -117,7 +117,7 @@ def test_the_runtimes_rule_counts_the_same(criterion, more):
     confidences = np.stack([CRITERIA[criterion](one) for one in logits[:-1]])
     correct = np.stack([one.argmax(axis=1) == labels for one in logits])
     found = shared_threshold(confidences, correct, more.draw(st.integers(0, samples)))
-    _, chosen, _ = decide(logits, CRITERIA[criterion], (found.threshold,) * (exits - 1))
+    chosen = decide(logits, Policy(criterion, (found.threshold,) * (exits - 1))).classes
     assert int(np.sum(chosen == labels)) == found.correct
 
 
@@ -219,7 +219,7 @@ def test_a_real_chain_loses_no_more_than_the_goal_and_is_not_slower_than_it_must
     lower = np.unique(confidences[confidences < policy.thresholds[0]])[::-1]
     least = least_correct(int(final * len(digits.tuning) + 0.5), len(digits.tuning), drop)
     for threshold in lower[:50]:
-        _, classes, _ = decide(digits.logits, CRITERIA["max_prob"], (float(threshold),) * 3)
+        classes = decide(digits.logits, Policy("max_prob", (float(threshold),) * 3)).classes
         assert np.sum(classes == digits.tuning.labels) < least
 
 
@@ -245,7 +245,7 @@ def test_given_thresholds_are_handed_on_and_measured(tiny):
     assert result.artifact.policy.thresholds == (0.30, 0.29)
     assert result.notes["thresholds"] == given
     assert result.notes["accuracy"] == tiny.accuracy(result.artifact.policy)
-    exits, _, _ = decide(tiny.logits, CRITERIA["max_prob"], (0.30, 0.29))
+    exits = decide(tiny.logits, Policy("max_prob", (0.30, 0.29))).exits
     assert list(result.notes["exit_rates"].values()) == [np.mean(exits == k) for k in range(3)]
     assert 0 < result.notes["exit_rates"]["first"] < 1
 
