@@ -163,7 +163,10 @@ def bench(
         "other_device": other_device,
         "engine": chain.engines[0].version,
         "precision": manifest.target.precision,
-        "policy": asdict(chain.spec.policy),
+        "policy": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(chain.spec.policy).items()
+        },
         "threads": threads,
         "samples": len(inputs),
         "rounds": rounds,

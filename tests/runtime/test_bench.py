@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgekit.bundle.manifest import Policy
 from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.errors import InputError
 from edgekit.runtime.bench import bench, latency_summary, load_test_data, to_tensors, verdict
@@ -131,6 +133,31 @@ def test_an_exit_that_nothing_took_has_no_figures(
     report = bench(eager, *data, rounds=1)
     assert [exit["rate"] for exit in report["exits"]] == [1, 0, 0]
     assert report["exits"][2] == {"name": "last", "rate": 0, "accuracy": None, "latency_ms": None}
+
+
+def test_rates_are_of_where_samples_left_whoever_answers(
+    bundle: Bundle, data: tuple[Array, Array]
+) -> None:
+    refused = Policy("max_prob", (math.inf, math.inf), otherwise="max_confidence")
+    report = bench(bundle, *data, rounds=1, policy=refused)
+    assert report["policy"]["otherwise"] == "max_confidence"
+    assert [exit["rate"] for exit in report["exits"]] == [0, 0, 1]
+    predictions = Chain.from_bundle(bundle).with_policy(refused).many(data[0])
+    assert {one.exit for one in predictions} - {"last"}
+    accuracy = np.mean([one.class_index for one in predictions] == data[1])
+    assert report["accuracy"] == report["exits"][2]["accuracy"] == accuracy
+
+
+def test_patience_is_measured_beside_an_undivided_network_that_has_none(
+    bundle: Bundle, data: tuple[Array, Array]
+) -> None:
+    patient = replace(bundle.manifest.policy, criterion="patience", thresholds=(1.0, 1.0))
+    report = bench(
+        replace(bundle, manifest=replace(bundle.manifest, policy=patient)), *data, rounds=1
+    )
+    assert report["exits"][0]["rate"] == 0
+    assert 0 < report["exits"][1]["rate"] < 1
+    assert report["plain"]["accuracy"] == report["whole"]["accuracy"]
 
 
 def test_every_round_is_announced(bundle: Bundle, data: tuple[Array, Array]) -> None:

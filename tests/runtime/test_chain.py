@@ -13,13 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.bundle.manifest import MANIFEST_NAME, Policy, identify, seal
+from edgekit.bundle.manifest import (
+    MANIFEST_NAME,
+    Exit,
+    Input,
+    Policy,
+    Segment,
+    TensorSpec,
+    identify,
+    seal,
+)
 from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.errors import BundleError, DeviceError, InputError
 from edgekit.runtime import Chain, Prediction
 from edgekit.runtime.bench import load_test_data
-from edgekit.runtime.criteria import CRITERIA
-from edgekit.runtime.engines import Buffer, Engine, load_engine
+from edgekit.runtime.chain import ChainSpec
+from edgekit.runtime.criteria import CRITERIA, PATIENCE, decide
+from edgekit.runtime.engines import Buffer, Engine, HostMemory, load_engine
+from tests.runtime.test_criteria import POLICIES, networks, policy_id, thresholds_of
 
 Array = npt.NDArray[Any]
 
@@ -461,3 +472,116 @@ def test_what_this_edgekit_does_not_have_is_refused(tiny_bundle: Path, key: str,
     folder = changed(tiny_bundle, lambda document: document["policy"].update({key: "hunch"}))
     with pytest.raises(BundleError, match=f"no {what} 'hunch'; it has .*install the edgekit"):
         Chain.load(folder)
+
+
+class Scripted:
+    """An engine whose logits stand in a table; the first of its inputs says in which row."""
+
+    memory = HostMemory()
+    version = "scripted"
+
+    def __init__(self, table: Array) -> None:
+        self.table = table
+
+    def bind(
+        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], rows: int
+    ) -> Callable[[], None]:
+        (row, *_), (logits, *others) = inputs.values(), outputs.values()
+
+        def run() -> None:
+            logits[:rows] = self.table[row[:rows].ravel().astype(int)]
+            for one in others:
+                one[:rows] = row[:rows]
+
+        return run
+
+
+def scripted(logits: list[Array], policy: Policy) -> Chain:
+    """A chain whose exits give these logits `[samples, classes]` for the inputs 0, 1, 2, ..."""
+    classes = logits[0].shape[1]
+    tensors = {"x": TensorSpec("float32", (None, 1))}
+    segments: list[Segment] = []
+    for depth in range(len(logits)):
+        out = TensorSpec("float32", (None, classes))
+        tensors |= {f"z{depth}": out, f"f{depth}": TensorSpec("float32", (None, 1))}
+        given = f"f{depth - 1}" if depth else "x"
+        exits = (Exit(f"exit{depth}", f"z{depth}"),)
+        outputs = (f"z{depth}", f"f{depth}")
+        segments.append(Segment("", 0, "", f"segment-{depth}", (given,), outputs, exits, 0, 0))
+    labels = tuple(f"class {index}" for index in range(classes))
+    spec = ChainSpec(Input("x", "float32", (1,), None), labels, tensors, tuple(segments), policy)
+    return Chain(spec, [Scripted(one) for one in logits])
+
+
+def facts(found: list[Prediction]) -> Array:
+    """Exit, class and confidence of each, and whether it was sure."""
+    rows = [(int(p.exit[4:]), p.class_index, p.confidence, p.stop == "sure") for p in found]
+    return np.array(rows, float)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=policy_id)
+@settings(deadline=None, max_examples=40)
+@given(network=networks())
+def test_one_many_and_decide_are_one_decision_whatever_the_network_says(
+    policy: Policy, network: tuple[list[Array], tuple[float, ...]]
+) -> None:
+    logits, thresholds = network
+    weights = policy.weights and policy.weights[: len(logits)]
+    policy = replace(policy, thresholds=thresholds, weights=weights)
+    chain = scripted(logits, policy)
+    samples = np.arange(len(logits[0]), dtype=np.float32)[:, None]
+    decided = decide(logits, policy)
+    sure = decided.depths < len(thresholds)
+    expected = np.column_stack([*decided[:3], sure])
+    np.testing.assert_array_equal(facts([chain.one(one) for one in samples]), expected)
+    np.testing.assert_array_equal(facts(chain.many(samples)), expected)
+    final = [one.stop for one in chain.many(samples)]
+    assert final == ["sure" if one else "final" for one in sure]
+
+
+def test_one_many_and_decide_are_one_decision_on_ten_thousand_samples() -> None:
+    rng = np.random.default_rng(1)
+    logits = list((3 * rng.standard_normal((4, 10_000, 6))).astype(np.float32))
+    for one in logits:
+        one[rng.integers(0, 10_000, 300), rng.integers(0, 6, 300)] = rng.choice(
+            [np.nan, np.inf, -np.inf, 1e-45, 3e38], 300
+        )
+    samples = np.arange(10_000, dtype=np.float32)[:, None]
+    loaded = scripted(logits, Policy("max_prob", (0.5, 0.5, 0.5)))
+    for kind in POLICIES:
+        policy = replace(kind, thresholds=thresholds_of(kind))
+        chain, decided = loaded.with_policy(policy), decide(logits, policy)
+        expected = np.column_stack([*decided[:3], decided.depths < 3])
+        np.testing.assert_array_equal(facts(chain.many(samples)), expected)
+        few = slice(0, 10_000, 37)
+        alone = [chain.one(one) for one in samples[few]]
+        np.testing.assert_array_equal(facts(alone), expected[few])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"thresholds": (0.5,)}, "3 exits need 2 thresholds, found 1"),
+        ({"weights": (1.0, 1.0, 1.0)}, "weights need combine: sum or geometric"),
+        ({"combine": "sum", "weights": (1.0, 1.0)}, "3 exits need 3 weights, found 2"),
+        ({"combine": "sum", "weights": (1.0, 0.0, 1.0)}, "weights are finite and above 0"),
+        ({"combine": "geometric", "weights": (1.0, inf, 1.0)}, "weights are finite and above 0"),
+        ({"combine": "sum", "weights": (1.0, float("nan"), 1.0)}, "weights are finite"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused(
+    chain: Chain, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=f"policy: {words}"):
+        chain.with_policy(replace(chain.spec.policy, **change))
+
+
+def test_the_exit_named_is_the_one_whose_answer_it_is() -> None:
+    logits = [np.array([one], np.float32) for one in ([3, 0, 0], [0, 0, 1], [0, 2, 0])]
+    chain = scripted(logits, Policy("max_prob", (2.0, 2.0), otherwise="max_confidence"))
+    found = chain.one(np.zeros(1, np.float32), timings=True)
+    assert (found.exit, found.class_index, found.stop) == ("exit0", 0, "final")
+    assert found.confidence == float(CRITERIA["max_prob"](logits[0][0]))
+    assert len(found.segment_latency_ms or ()) == 3
+    other = chain.with_policy(Policy(PATIENCE, (1.0, 1.0)))
+    assert other.one(np.zeros(1, np.float32))[2:5] == ("exit2", 0.0, "final")

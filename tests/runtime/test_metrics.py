@@ -171,6 +171,19 @@ def test_an_answer_at_a_deadline_is_counted_as_one(
     assert counts(line) == {"first": 0, "second": 2, "last": 1}
 
 
+def test_a_sample_is_counted_where_it_left_whoever_answers(
+    chain: Chain, samples: Array, path: Path
+) -> None:
+    refused = (math.inf, math.inf)
+    chain = chain.with_policy(Policy("max_prob", refused, otherwise="max_confidence"))
+    with Metrics(chain, path):
+        answered = {chain.one(sample).exit for sample in samples}
+        chain.many(samples)
+    (line,) = lines(path)
+    assert answered - {"last"}
+    assert counts(line) == {"first": 0, "second": 0, "last": 2 * len(samples)}
+
+
 def test_a_window_closes_with_its_last_sample(chain: Chain, samples: Array, path: Path) -> None:
     Metrics(chain, path, every_samples=10)
     for number, sample in enumerate([*samples, *samples], 1):
