@@ -195,3 +195,24 @@ def test_a_part_that_is_wrong_only_for_a_sample_alone_is_wrong(world):
 
     assert error_of(world, world.split, "plain", right) < 1e-5
     assert error_of(world, world.split, "plain", make) > 0.5
+
+
+@pytest.mark.parametrize("combine", ["last", "sum", "geometric"])
+@pytest.mark.parametrize("otherwise", ["last", "max_confidence"])
+def test_even_thresholds_put_every_exit_to_the_test(combine, otherwise):
+    from edgekit.check import even_policy
+    from edgekit.runtime.criteria import decide
+
+    rng = np.random.default_rng(0)
+    logits = [3 * rng.standard_normal((300, 5)) for _ in range(3)]
+    found = even_policy(Policy("max_prob", (), combine, None, otherwise), logits)
+    assert (found.combine, found.otherwise) == (combine, otherwise)
+    shares = np.bincount(decide(logits, found).depths, minlength=3) / 300
+    assert (shares > 1 / 8).all()
+
+
+def test_even_thresholds_of_patience_lie_between_counts():
+    from edgekit.check import even_policy
+
+    logits = [np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 1, 1, 0]], np.eye(2)[[0, 1, 0, 1]]]
+    assert even_policy(Policy("patience", ()), [*logits, logits[0]]).thresholds == (1.0, 0.5, 0.5)

@@ -1,5 +1,6 @@
 """The whole way: the same inputs give the same bundle, and a second build replaces the first."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -262,3 +263,35 @@ def test_a_repository_that_must_be_set_up_and_leaves_by_itself_comes_in_unedited
     assert Plan(recipe, load_target("host"), cache).finished
     torch.save({name: one + 1 for name, one in head.state_dict().items()}, folder / "head.pt")
     assert Plan(recipe, load_target("host"), cache).reasons()["load"] == "head.pt changed"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"combine": "geometric", "otherwise": "max_confidence", "thresholds": 0.29},
+        {
+            "combine": "sum",
+            "weights": {"first": 1, "second": 2, "last": 3},
+            "tune": {"max_accuracy_drop": 0.1},
+        },
+        {"criterion": "patience", "thresholds": 1},
+    ],
+    ids=["geometric", "sum", "patience"],
+)
+def test_a_bundle_of_another_policy_is_built_checked_and_built_again_from_what_was_kept(
+    cli, tiny_recipe, tmp_path, policy
+):
+    settings = [f"--set=policy={json.dumps(policy)}"]
+    if "tune" not in policy:
+        settings.append("--set=golden_samples=4")
+    first, again = tmp_path / "first", tmp_path / "again"
+    for output in (first, again):
+        ended = cli("build", tiny_recipe, *settings, "--output", output)
+        assert ended.code == 0, ended.err
+        settings.append("--set=golden_samples=3")
+    manifest = read_bundle(again).manifest
+    assert manifest.policy == read_bundle(first).manifest.policy
+    assert manifest.policy.combine == policy.get("combine", "last")
+    assert manifest.policy.weights == ((1, 2, 3) if "weights" in policy else None)
+    assert cli("verify", again).code == 0
+    assert cli("inspect", again).code == 0

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from edgekit.bundle import manifest
+from edgekit.bundle.manifest import Policy
 from edgekit.errors import RecipeError
 from edgekit.recipe import Recipe, check_files, load_recipe
 from edgekit.shipped import shipped
@@ -344,3 +345,50 @@ def test_a_file_of_an_exits_that_is_not_there_is_named(
     recipe = load_recipe(str(tiny_recipe), overrides)
     with pytest.raises(RecipeError, match=named):
         check_files(recipe)
+
+
+def test_a_policy_becomes_the_manifests_in_the_order_of_the_exits(tiny_recipe: Path) -> None:
+    weights = {"last": 3, "first": 1, "second": 2}
+    overrides = {"policy.combine": "sum", "policy.weights": weights}
+    recipe = load_recipe(str(tiny_recipe), {**overrides, "policy.otherwise": "max_confidence"})
+    expected = Policy("max_prob", (0.5, 0.5), "sum", (1.0, 2.0, 3.0), "max_confidence")
+    assert recipe.manifest_policy((0.5, 0.5)) == expected
+    plain = load_recipe(str(tiny_recipe)).manifest_policy((0.3, 0.29))
+    assert plain == Policy("max_prob", (0.3, 0.29))
+
+
+TUNED = {"thresholds": None, "tune": {"max_accuracy_drop": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"criterion": "patience", **TUNED}, "no confidence to tune; give policy.thresholds"),
+        ({"criterion": "patience"}, "patience is a whole number of exits, 1 or more; found 0.3"),
+        ({"criterion": "patience", "thresholds": 1.5}, "whole number of exits"),
+        ({"criterion": "patience", "thresholds": 0}, "whole number of exits"),
+        ({"combine": "mean"}, "policy.combine"),
+        ({"otherwise": "first"}, "policy.otherwise"),
+        ({"weights": {"first": 1, "second": 1, "last": 1}}, "weights need combine: sum or"),
+        ({"combine": "sum", "weights": {"first": 1}}, "policy.weights: none for second, last"),
+        ({"combine": "sum", "weights": {}}, "policy.weights: none for first, second, last"),
+        (
+            {"combine": "sum", "weights": {"frist": 1, "second": 1, "last": 1}},
+            "policy.weights: 'frist' is no exit; did you mean 'first'?",
+        ),
+        (
+            {"combine": "sum", "weights": {"first": 0, "second": 1, "last": 1}},
+            "policy.weights.first: ",
+        ),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(
+    tiny_recipe: Path, policy: dict[str, Any], words: str
+) -> None:
+    overrides = {f"policy.{key}": value for key, value in policy.items()}
+    assert words in refused(tiny_recipe, overrides)
+
+
+def test_patience_takes_whole_numbers(tiny_recipe: Path) -> None:
+    overrides = {"policy.criterion": "patience", "policy.thresholds": 2}
+    assert load_recipe(str(tiny_recipe), overrides).thresholds == (2.0, 2.0)

@@ -1,5 +1,6 @@
 """What the commands print and write when all is well."""
 
+import dataclasses
 import json
 
 import pytest
@@ -105,6 +106,42 @@ def test_run_counts_exactly_the_files(cli, built_tiny, tmp_path):
     assert cli("run", built_tiny, *pictures, tmp_path / "absent.png", "--metrics", file).code == 1
     (line,) = map(json.loads, file.read_text().splitlines())
     assert line["samples"] == sum(exit["count"] for exit in line["exits"]) == len(pictures)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_run_takes_another_policy_for_the_same_segments(cli, built_tiny, tmp_path, inline):
+    from edgekit.bundle.manifest import Policy
+    from edgekit.runtime import Chain
+
+    text = '{"combine": "sum", "weights": [1, 2, 3], "otherwise": "max_confidence", '
+    text += '"thresholds": {"second": 0.4, "first": 2}}'
+    if not inline:
+        (tmp_path / "policy.json").write_text(text)
+    policy = text if inline else tmp_path / "policy.json"
+    pictures = sorted((built_tiny / "golden").glob("*.png"))
+    ended = cli("run", built_tiny, *pictures, "--policy", policy, "--json", "-")
+    report = json.loads(ended.out)
+    expected = Policy("max_prob", (2.0, 0.4), "sum", (1.0, 2.0, 3.0), "max_confidence")
+    assert report["policy"] == json.loads(json.dumps(dataclasses.asdict(expected)))
+    chain = Chain.load(built_tiny).with_policy(expected)
+    found = [chain.one(chain.read(picture)) for picture in pictures]
+    assert [one["exit"] for one in report["predictions"]] == [one.exit for one in found]
+    assert [one["confidence"] for one in report["predictions"]] == [one.confidence for one in found]
+
+
+def test_run_under_a_changed_threshold_keeps_the_rest_of_the_policy(cli, built_tiny):
+    picture = built_tiny / "golden/000.png"
+    ended = cli("run", built_tiny, picture, "--policy", '{"thresholds": 2}', "--json", "-")
+    report = json.loads(ended.out)
+    assert report["policy"]["criterion"] == "max_prob"
+    assert report["policy"]["thresholds"] == [2, 2]
+    assert report["predictions"][0]["exit"] == "last"
+
+
+def test_bench_says_whose_policy_it_measured(cli, built_tiny):
+    policy = '{"criterion": "patience", "thresholds": 1}'
+    ended = cli("bench", built_tiny, "--rounds", 1, "--policy", policy)
+    assert "Not the bundle's policy: patience: first at 1, second at 1" in ended.out
 
 
 def test_verify_says_what_was_held_against_what(cli, built_tiny):

@@ -268,3 +268,34 @@ def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tmp_pa
     )
     assert "no space left for the bundle" in ended.stderr
     assert ended.stdout.splitlines()[-1] == "code 1"
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("none.json", ["none.json", "No such file"]),
+        ("{", ["is no JSON"]),
+        ('{"treshold": 1}', ["no 'treshold'", "did you mean 'thresholds'?"]),
+        ('{"thresholds": [0.5]}', ["3 exits need 2 thresholds, found 1"]),
+        ('{"thresholds": {"first": 0.5}}', ["thresholds are for first, second; found first"]),
+        ('{"thresholds": "high"}', ["'high' is not what belongs there"]),
+        ('{"thresholds": NaN}', ["nan is not what belongs there"]),
+        ('{"criterion": "margin"}', ["not for another criterion; give thresholds too"]),
+        ('{"combine": "sum"}', ["not for another combine; give thresholds too"]),
+        ('{"criterion": "hunch", "thresholds": 1}', ["no criterion 'hunch'; it has max_prob"]),
+        ('{"combine": "mean", "thresholds": 1}', ["no combination 'mean'"]),
+        ('{"otherwise": "first"}', ["no otherwise 'first'"]),
+        ('{"weights": [1, 1, 1], "thresholds": 1}', ["weights need combine"]),
+    ],
+)
+def test_a_policy_that_is_none_for_the_bundle_is_refused(cli, built_tiny, policy, words):
+    picture = built_tiny / "golden/000.png"
+    assert_refused(cli("run", built_tiny, picture, "--policy", policy), 1, *words)
+
+
+def test_a_file_that_holds_no_policy_is_refused(cli, built_tiny, tmp_path):
+    picture = built_tiny / "golden/000.png"
+    for content, words in ((b"[1]", "is no JSON object"), (b"\xff", "is not UTF-8 text")):
+        (tmp_path / "policy.json").write_bytes(content)
+        ended = cli("run", built_tiny, picture, "--policy", tmp_path / "policy.json")
+        assert_refused(ended, 1, "policy.json", words)

@@ -20,7 +20,7 @@ from edgekit.errors import CheckError, RecipeError
 from edgekit.models.exits import Exits, eager_logits
 from edgekit.models.load import load_model, user_code
 from edgekit.recipe import Recipe, load_recipe
-from edgekit.runtime.criteria import CRITERIA, decide
+from edgekit.runtime.criteria import CRITERIA, Walk, decide
 from edgekit.stages import Network, Segments, Tuned
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
@@ -237,6 +237,43 @@ def test_every_criterion_is_tuned_as_the_runtime_reads_it(tiny, criterion):
     result = tiny.tune({"criterion": criterion, "tune": {"max_accuracy_drop": 0.05}})
     assert result.artifact.policy.criterion == criterion
     assert result.notes["accuracy"] == tiny.accuracy(result.artifact.policy)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(
+    ("combine", "weighted"),
+    [("last", False), *itertools.product(["sum", "geometric"], [False, True])],
+)
+@pytest.mark.parametrize("otherwise", ["last", "max_confidence"])
+def test_thresholds_are_tuned_to_what_the_policy_looks_at(
+    tiny, criterion, combine, otherwise, weighted
+):
+    policy = {"criterion": criterion, "combine": combine, "otherwise": otherwise}
+    if weighted:
+        policy["weights"] = {"first": 1.0, "second": 3.0, "last": 2.0}
+    result = tiny.tune({**policy, "tune": {"max_accuracy_drop": 0.1}})
+    found, notes = result.artifact.policy, result.notes
+    assert (found.criterion, found.combine, found.otherwise) == (criterion, combine, otherwise)
+    assert found.weights == ((1.0, 3.0, 2.0) if weighted else None)
+    assert notes["accuracy"] == tiny.accuracy(found)
+    final = float(np.mean(tiny.logits[-1].argmax(axis=1) == tiny.tuning.labels))
+    assert notes["accuracy"] >= final - 0.1 - 1e-9
+    depths = decide(tiny.logits, found).depths
+    assert list(notes["exit_rates"].values()) == [np.mean(depths == k) for k in range(3)]
+    # It is the lowest: under every lower one that decides otherwise too few are right.
+    least = least_correct(round(final * len(tiny.tuning)), len(tiny.tuning), 0.1)
+    looks = Walk(found)
+    seen = np.unique([looks.look(one).confidences for one in tiny.logits[:-1]])
+    for threshold in seen[seen < found.thresholds[0]]:
+        lower = dataclasses.replace(found, thresholds=(float(threshold),) * 2)
+        assert np.sum(decide(tiny.logits, lower).classes == tiny.tuning.labels) < least
+
+
+def test_patience_is_measured_and_handed_on(tiny):
+    result = tiny.tune({"criterion": "patience", "thresholds": 1})
+    assert result.artifact.policy == Policy("patience", (1.0, 1.0))
+    assert result.notes["accuracy"] == tiny.accuracy(result.artifact.policy)
+    assert result.notes["exit_rates"]["first"] == 0 < result.notes["exit_rates"]["second"]
 
 
 def test_given_thresholds_are_handed_on_and_measured(tiny):
