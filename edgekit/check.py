@@ -25,6 +25,7 @@ __all__ = [
     "Reference",
     "Runner",
     "chain_of",
+    "demand_range",
     "even_policy",
     "model_logits",
     "runner_for",
@@ -85,6 +86,19 @@ def model_logits(network: Network, batches: Iterator[Array]) -> list[Array]:
         if number == 0:
             _demand_steady(network, batch, logits)
     return [np.concatenate(output) for output in outputs]
+
+
+def demand_range(network: Network, network_input: Input) -> None:
+    """Raises ModelError where the model fails at an end of the range of an input of integers.
+
+    A table with fewer rows than the recipe says would be read beyond its end on a device.
+    """
+    for end in network_input.range or ():
+        batch = np.full((2, *network_input.shape), end, network_input.dtype)
+        try:
+            eager_logits(network.module, batch)
+        except ModelError as error:
+            raise ModelError(f"input.range goes to {end}, and there {error}") from None
 
 
 def even_policy(policy: Policy, logits: Sequence[Array]) -> Policy:

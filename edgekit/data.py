@@ -45,10 +45,9 @@ class Split:
         """One sample as the network takes it."""
         try:
             tensor = preprocess.to_tensor(self.sample(index), network_input)
+            preprocess.check_values(tensor, network_input)
         except InputError as error:
             raise RecipeError(f"data.{self.name}, sample {index}: {error}") from None
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise RecipeError(f"data.{self.name}, sample {index}: holds NaN or infinity")
         return tensor
 
     def batches(

@@ -22,6 +22,7 @@ from edgekit.check import (
     Agreement,
     Reference,
     chain_of,
+    demand_range,
     even_policy,
     model_logits,
     runner_for,
@@ -177,6 +178,7 @@ class _Run:
             self.sample = torch.from_numpy(pair)
             module = find_exits(self.recipe, model, self.sample)
             network = Network(module, self.recipe.exits, self.sample)
+            demand_range(network, self.source)
             step("reference")
             tuned = self.recipe.policy.tune is not None
             rows = {

@@ -144,9 +144,29 @@ class Input(Strict):
     """What the network takes: one tensor, a batch in front of `shape`."""
 
     shape: tuple[Size, ...] = Field(min_length=1, max_length=7)
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "int32", "int64"] = "float32"
+    range: tuple[int, int] | None = None
+    """The least and the greatest whole number that the network takes; for integers alone."""
     image: Image | None = None
     """Left out: samples are tensors already."""
+
+    @model_validator(mode="after")
+    def _integers_have_a_range(self) -> "Input":
+        if self.dtype == "float32":
+            if self.range is not None:
+                raise ValueError("range belongs to a dtype of int32 or int64")
+            return self
+        if self.image is not None:
+            raise ValueError(f"an image becomes float32, and dtype is {self.dtype}")
+        if self.range is None:
+            raise ValueError(
+                f"dtype {self.dtype} needs range: [least, most], the whole numbers that the "
+                "network takes; for the tokens of an embedding [0, its rows less 1]"
+            )
+        (least, most), bits = self.range, int(self.dtype.removeprefix("int"))
+        if not -(2 ** (bits - 1)) <= least <= most < 2 ** (bits - 1):
+            raise ValueError(f"range: {least} to {most} is no range of {self.dtype}")
+        return self
 
     @model_validator(mode="after")
     def _image_fits(self) -> "Input":
@@ -343,7 +363,7 @@ class Recipe(Strict):
     def manifest_input(self, tensor: str) -> manifest.Input:
         """The input as the manifest states it; `tensor` is its name in the graph."""
         image = manifest.Image(**self.input.image.model_dump()) if self.input.image else None
-        return manifest.Input(tensor, self.input.dtype, self.input.shape, image)
+        return manifest.Input(tensor, self.input.dtype, self.input.shape, image, self.input.range)
 
     @field_validator("places")
     @classmethod

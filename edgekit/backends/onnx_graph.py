@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from edgekit.quiet import quiet
 
-__all__ = ["Cost", "costs", "executed", "head_nodes", "with_names"]
+__all__ = ["Cost", "costs", "executed", "head_nodes", "is_mask", "masked_nodes", "with_names"]
 
 _INTEGER = {
     "QLinearConv": 3,
@@ -117,6 +118,33 @@ def head_nodes(model: onnx.ModelProto, logits: Iterable[str]) -> set[str]:
             head.add(node.name)
             behind.extend(node.input)
     return head
+
+
+def masked_nodes(model: onnx.ModelProto, masks: Iterable[str] = ()) -> set[str]:
+    """The names of the nodes that compute with a mask, up to and with the Softmax behind it.
+
+    A mask is a constant, or one of the tensors `masks`, that holds minus infinity or a number like
+    it: what a Softmax makes nothing of. Its range says nothing of the features it is added to.
+    """
+    marked = set(masks)
+    marked |= {one.name for one in model.graph.initializer if is_mask(_array(one))}
+    found = set()
+    for node in model.graph.node:
+        # A Clip has its limits, and they may be as far away as numbers go.
+        if node.op_type != "Clip" and marked & set(node.input):
+            found.add(node.name)
+            if node.op_type != "Softmax":
+                marked |= set(node.output)
+    return found
+
+
+def is_mask(values: npt.NDArray[Any]) -> bool:
+    """Whether values of any shape reach below what a float16 holds, as no feature does."""
+    return values.dtype.kind == "f" and bool((values < np.finfo(np.float16).min).any())
+
+
+def _array(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+    return np.asarray(numpy_helper.to_array(tensor))
 
 
 def executed(program: bytes, *, signed: bool) -> onnx.ModelProto:

@@ -24,7 +24,7 @@ from onnxruntime.quantization import (
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edgekit.backends import Array, Crossing, Features
-from edgekit.backends.onnx_graph import head_nodes, with_names
+from edgekit.backends.onnx_graph import head_nodes, is_mask, masked_nodes, with_names
 from edgekit.recipe import Quantize
 from edgekit.stages import Part
 
@@ -62,7 +62,8 @@ def to_int8(
     inputs are integers. Heads and logits stay float32.
     """
     model = with_names(onnx.load_from_string(part.program))
-    heads = head_nodes(model, part.logits.values())
+    masks = {name for batch in features() for name, values in batch.items() if is_mask(values)}
+    floats = head_nodes(model, part.logits.values()) | masked_nodes(model, masks)
     _shield_logits(model, part)
     kind = _ACTIVATIONS[activations]
     shared = {
@@ -96,7 +97,7 @@ def to_int8(
             activation_type=kind,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=_INTEGER_OPERATORS,
-            nodes_to_exclude=sorted(heads),
+            nodes_to_exclude=sorted(floats),
             calibrate_method=_METHODS[options.method],
             extra_options=extra,
         )
@@ -145,7 +146,12 @@ def to_float16(
         node_block_list=sorted(head_nodes(model, logits)),
     )
     del model.graph.value_info[:]
-    leaving = {name: Crossing("float16") for name in part.outputs if name not in logits}
+    halves = {
+        one.name
+        for one in model.graph.output
+        if one.type.tensor_type.elem_type == TensorProto.FLOAT16
+    }
+    leaving = {name: Crossing("float16") for name in part.outputs if name in halves}
     return model, leaving
 
 

@@ -72,6 +72,9 @@ DTYPES = {
 }
 """Bytes of the element types that may cross a boundary, by their numpy names."""
 
+INPUT_DTYPES = ("float32", "int32", "int64")
+"""What a network's input may hold."""
+
 DEPLOYED = (
     "format_version",
     "target",
@@ -215,12 +218,16 @@ class Image:
 
 @dataclass(frozen=True)
 class Input:
-    """The network's input: the tensor's name, dtype and shape without the batch."""
+    """The network's input: the tensor's name, dtype and shape without the batch.
+
+    `range` is the least and the greatest value that an input of integers may hold; None for floats.
+    """
 
     tensor: str
     dtype: str
     shape: tuple[int, ...]
     image: Image | None
+    range: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -451,7 +458,14 @@ def _check_files(manifest: Manifest) -> None:
 
 
 def _check_input(network_input: Input) -> None:
-    image = network_input.image
+    image, span = network_input.image, network_input.range
+    # Without a range an index beyond its table would reach an engine.
+    if network_input.dtype not in INPUT_DTYPES or (
+        (span is None) != (network_input.dtype == "float32") or (span and span[0] > span[1])
+    ):
+        raise BundleError(
+            f"{MANIFEST_NAME}: an input of {network_input.dtype} with the range {span}; rebuild it"
+        )
     if image is None:
         return
     channels = {"L": 1, "RGB": 3}.get(image.mode)

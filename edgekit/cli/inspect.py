@@ -58,7 +58,10 @@ def _print_bundle(terminal: Terminal, manifest: Manifest) -> None:
     size = "x".join(str(one) for one in source.shape)
     terminal.line(f"{manifest.name} for {target.name}, {manifest.bundle_id[:12]}")
     terminal.line(f"  engine    {target.engine}, {target.precision}, threads: {target.threads}")
-    terminal.line(f"  input     {size} {source.dtype}" + (" from images" if source.image else ""))
+    more = " from images" if source.image else ""
+    if source.range is not None:
+        more = f", {source.range[0]} to {source.range[1]}"
+    terminal.line(f"  input     {size} {source.dtype}{more}")
     terminal.line(f"  classes   {len(manifest.labels)}")
     terminal.line(f"  policy    {policy_text(manifest.policy, manifest.variant().exits)}")
     own, *others = manifest.requirements.packages

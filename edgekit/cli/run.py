@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from edgekit.bundle.reader import read_bundle
@@ -15,6 +14,7 @@ from edgekit.cli.policy import PolicyOption, other_policy
 from edgekit.errors import InputError
 from edgekit.runtime import Chain, Metrics
 from edgekit.runtime.deadline import budget_ns
+from edgekit.runtime.preprocess import blank
 
 __all__ = ["run"]
 
@@ -47,7 +47,7 @@ def run(
         chain = chain.with_policy(other_policy(policy, found_bundle.manifest))
     source = found_bundle.manifest.input
     # The first run also makes the engine's buffers: not what is timed or counted.
-    chain.logits(np.zeros((1, *source.shape), source.dtype))
+    chain.logits(blank(source)[None])
     rows: list[list[str]] = []
     report: list[dict[str, Any]] = []
     failed = False

@@ -131,7 +131,7 @@ class Chain:
         # The last exit takes every sample that comes to it, also one whose confidence is NaN.
         self._thresholds = [*policy.thresholds, None]
         self._dtype = np.dtype(spec.input.dtype)
-        self._floats = self._dtype.kind == "f"
+        self._range = spec.input.range
         self.lock = threading.Lock()
         self.metrics: Metrics | None = None
         self._capacity = 0
@@ -269,7 +269,7 @@ class Chain:
         refused = (math.inf,) * (len(self.spec.segments) - 1)
         chain = self.with_policy(replace(self.spec.policy, thresholds=refused))
         if sample is None:
-            sample = np.zeros(self.spec.input.shape, self._dtype)
+            sample = preprocess.blank(self.spec.input)
         chain.one(sample)  # The first run also makes buffers, the engine's among them.
         runs: list[Prediction] = []
         end_ns = time.perf_counter_ns() + _MEASURED_NS
@@ -310,8 +310,9 @@ class Chain:
         the exits computed, as the policy has it where none of them is sure. Waiting for another
         thread's call counts; finding out the expected times, once, does not.
 
-        Raises InputError for another shape or dtype, values that are not finite, or a deadline that
-        is not finite and above 0; DeviceError where an engine fails.
+        Raises InputError for another shape or dtype, values that are not finite or outside the
+        input's range, or a deadline that is not finite and above 0; DeviceError where an engine
+        fails.
         """
         due_ns = None if deadline_ms is None else self._due_ns(deadline_ms)
         sample = _array(sample)
@@ -325,8 +326,8 @@ class Chain:
             self._check(sample, sample.shape)
             plan = self._plans.get(1) or self._plan(1)
             plan.write(sample)
-            if self._floats and not np.logical_and.reduce(np.isfinite(sample), axis=None):
-                raise _not_finite(sample)
+            if self._range is not None or not np.logical_and.reduce(np.isfinite(sample), axis=None):
+                preprocess.check_values(sample, self.spec.input)
             criterion = self._criterion
             walk = Walk(self.spec.policy) if criterion is None else None
             for depth, run, read, exit, threshold, stop in plan.steps:  # noqa: B007
@@ -472,8 +473,7 @@ class Chain:
 
     def _start(self, samples: Array) -> "list[_Step]":
         """Copy finite samples into the input's buffer; the steps that then run on that many."""
-        if self._floats and not np.isfinite(samples).all():
-            raise _not_finite(samples)
+        preprocess.check_values(samples, self.spec.input)
         plan = self._plans.get(len(samples)) or self._plan(len(samples))
         plan.write(samples)
         return plan.steps
@@ -521,11 +521,6 @@ def _array(x: Any) -> Array:
         return np.asarray(x)
     except ValueError as error:
         raise InputError(f"the samples are no array: {error}") from None
-
-
-def _not_finite(array: Array) -> InputError:
-    place = np.argwhere(~np.isfinite(array))[0].tolist()
-    return InputError(f"the input is not finite: it holds {array[tuple(place)]} at {place}")
 
 
 def _latencies(times: list[int] | None) -> tuple[float, ...] | None:

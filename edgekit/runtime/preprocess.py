@@ -17,7 +17,9 @@ from edgekit.bundle.manifest import Image, Input
 from edgekit.errors import DeviceError, InputError
 
 __all__ = [
+    "blank",
     "check_labels",
+    "check_values",
     "decode",
     "normalise",
     "read_npz",
@@ -121,6 +123,29 @@ def to_tensor(sample: Array, network_input: Input) -> Array:
             + (f", which gives {list(tensor.shape)}" if tensor is not sample else "")
         )
     return tensor
+
+
+def check_values(array: Array, network_input: Input) -> None:
+    """Refuse values that the network does not take, in an array of the input's dtype.
+
+    Raises InputError, with the place of the first, for NaN and infinity, and for integers outside
+    the input's range: of an index beyond its table one engine makes another row, another a crash.
+    """
+    if network_input.range is None:
+        wrong, problem = ~np.isfinite(array), "the input is not finite"
+    else:
+        least, most = network_input.range
+        wrong = (array < least) | (array > most)
+        problem = f"the network takes {least} to {most}"
+    if wrong.any():
+        place = np.argwhere(wrong)[0].tolist()
+        raise InputError(f"{problem}: it holds {array[tuple(place)]} at {place}")
+
+
+def blank(network_input: Input) -> Array:
+    """A sample that the network takes, to run it with: zeros, or what is nearest in the range."""
+    least, most = network_input.range or (0, 0)
+    return np.full(network_input.shape, min(max(0, least), most), network_input.dtype)
 
 
 def to_pixels(pixels: Array, image: Image) -> Array:

@@ -276,6 +276,10 @@ def calibration_doubts(
             f"data.calibration: all samples are of class {labels[0]}, so other classes' features "
             "may be clipped"
         )
+    if network_input.range is not None:
+        return (
+            doubts  # Tokens are no quantities: their range is the recipe's, and nothing clips it.
+        )
     low, high = _range(calibration, network_input)
     if len(calibration) > 1 and deviation < _ALIKE * (high - low):
         doubts.append(

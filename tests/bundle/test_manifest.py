@@ -65,6 +65,7 @@ DOCUMENT: Document = {
         "tensor": "x",
         "dtype": "float32",
         "shape": [1, 4, 4],
+        "range": None,
         "image": {
             "mode": "L",
             "resize": [4, 4],
