@@ -416,3 +416,25 @@ def log_odds(logits: np.ndarray) -> float:
 
 def odds(share: float) -> float:
     return float(np.log(share / (1 - share)))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy("max_prob", (0.5, 0.6), "sum", (1.0, 2.0, 3.0)),
+        Policy("margin", (0.4, 0.5), "geometric", None, "max_confidence"),
+        Policy("patience", (1.0, 1.0)),
+    ],
+    ids=lambda policy: policy.criterion,
+)
+def test_who_reaches_a_segment_is_who_the_policy_lets_go_on(policy):
+    from edgekit.runtime.criteria import decide
+    from edgekit.stages.quantize import _Calibration
+
+    logits = list(2 * np.random.default_rng(0).standard_normal((3, 500, 4)))
+    depths = decide(logits, policy).depths
+    calibration = _Calibration(None, None, None, policy)
+    for done in (1, 2):
+        going_on = calibration._going_on(logits[:done])
+        np.testing.assert_array_equal(going_on, depths >= done)
+    assert 0 < going_on.sum() < 500
