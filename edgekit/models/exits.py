@@ -31,10 +31,11 @@ class Exits(nn.Module):
     """A model whose `forward` returns its exits' logits as a tuple, in the recipe's order.
 
     An exit with a name alone is an output of the model: it may return a tensor (one exit, or all of
-    them stacked as `[exits, batch, classes]`), a list or tuple of tensors, nested or not, or a dict
-    of them by the exits' names. What it returns is held against the recipe on every call, so an
-    export cannot lose an exit. Other exits are taken by a path, or where a module gives them; on
-    the user's model nothing is left of that. `questions` is how `forward` is steered.
+    them stacked as `[exits, batch, classes]`), a list or tuple of tensors, nested or not, a
+    generator of them, or a dict of them by the exits' names. What it returns is held against the
+    recipe on every call, so an export cannot lose an exit. Other exits are taken by a path, or
+    where a module gives them; on the user's model nothing is left of that. `questions` is how
+    `forward` is steered.
     """
 
     def __init__(
@@ -456,7 +457,7 @@ def _one_tensor(value: Any, place: ExitPlace) -> torch.Tensor:
 def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple | Iterator):
         raise ModelError(
             f"the model returns {_kind(value)}; expected tensors, a list or tuple of them, or a "
             "dict of them by the exits' names; or give each exit its output: as a path"

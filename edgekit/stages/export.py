@@ -1,11 +1,14 @@
 """export: the PyTorch model as one torch.export graph, with all exits as outputs."""
 
 import copy
+import operator
 
+import numpy as np
 import torch
 from torch import fx
 
 from edgekit.errors import EdgekitError, ModelError, describe_failure
+from edgekit.models.exits import eager_logits
 from edgekit.quiet import quiet
 from edgekit.stages import Exported, Network, Stage, StageResult, Step
 
@@ -13,7 +16,7 @@ __all__ = ["Export"]
 
 
 class Export(Stage[Network, Exported]):
-    """Exports a deep copy: a failed export can damage the module.
+    """Exports a deep copy, where the model can be copied: a failed export can damage the module.
 
     The graph is functional (no in-place operators), so that what a node reads is what its argument
     held when it was computed, also on the far side of a cut.
@@ -26,7 +29,7 @@ class Export(Stage[Network, Exported]):
     def __call__(self, artifact: Network, step: Step) -> StageResult[Exported]:
         """Raises ModelError with the place in the user's code that cannot be exported."""
         step("torch.export")
-        module = copy.deepcopy(artifact.module)
+        module = _copied(artifact)
         try:
             with quiet("torch"):
                 program = torch.export.export(
@@ -42,8 +45,10 @@ class Export(Stage[Network, Exported]):
                 f"torch.export cannot follow the model: {describe_failure(error)}"
             ) from error
         graph = program.module(check_guards=False)
+        _unstack(graph.graph)
         _take_originals(graph.graph)
         graph.graph.eliminate_dead_code()
+        graph.recompile()
         nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
         return StageResult(Exported(graph, artifact.exits, artifact.sample), {"nodes": nodes})
 
@@ -54,3 +59,42 @@ def _take_originals(graph: fx.Graph) -> None:
     for node in output.all_input_nodes:
         if node.target is torch.ops.aten.clone.default:
             output.replace_input_with(node, node.all_input_nodes[0])
+
+
+def _copied(network: Network) -> torch.nn.Module:
+    """A deep copy of the module, or itself where a copy is not the same model.
+
+    A hook that was made as a closure goes on working for the module that it was made for, and some
+    modules hold what cannot be copied at all.
+    """
+    batch = network.sample.numpy()
+    expected = eager_logits(network.module, batch)
+    try:
+        module = copy.deepcopy(network.module)
+        found = eager_logits(module, batch)
+    except Exception:
+        return network.module
+    same = len(found) == len(expected) and all(map(np.array_equal, found, expected))
+    return module if same else network.module
+
+
+def _unstack(graph: fx.Graph) -> None:
+    """Let what is taken out of a stack be what was put in.
+
+    A model may return all exits stacked in one tensor. No exit would come before another then: each
+    would need all of them, for the stack.
+    """
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is operator.getitem and node.args[0].target is aten.unbind.int:
+            (stack, *where), index = node.args[0].args, node.args[1]
+        elif node.target is aten.select.int:
+            stack, *where, index = node.args
+        else:
+            continue
+        if stack.target is not aten.stack.default:
+            continue
+        parts, *along = stack.args
+        rank = stack.meta["val"].dim()
+        if ((along or [0])[0] - (where or [0])[0]) % rank == 0:
+            node.replace_all_uses_with(parts[index])

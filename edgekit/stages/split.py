@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgekit.bundle.manifest import DTYPES, TensorSpec, boundaries
 from edgekit.errors import ModelError
 from edgekit.stages import Exported, Part, Segments, Stage, StageResult, Step
+from edgekit.stages.crossing import Layout, fits, layouts, made_anew, symbol, turn
 
 __all__ = ["Split", "assign", "cut"]
 
@@ -133,25 +134,21 @@ def _parts(
     tensors: dict[str, TensorSpec],
 ) -> list[Part[fx.GraphModule]]:
     """The network in as many parts as there are groups; adds their tensors to `tensors`."""
-    graph = exported.graph.graph
+    root, owners, free = _prepared(exported, groups)
+    graph = root.graph
     all_logits = _outputs(graph)
-    free = _free_nodes(graph)
-    owners = assign(graph, exported.exits, groups, free)
     (source,) = graph.find_nodes(op="placeholder")
-    batch = _symbol(source.meta["val"].shape[0])
+    batch = symbol(source.meta["val"].shape[0])
+    anew = made_anew(owners, free, batch)
+    held = [mine | views for mine, views in zip(owners, anew, strict=True)]
     # FlopCounterMode needs real tensors to run on; each part takes what the parts before it gave.
     values = {source: exported.sample}
     result = []
     for index, (mine, group, name) in enumerate(zip(owners, groups, names, strict=True)):
-        later = set().union(*owners[index + 1 :])
-        crossing = [
-            node
-            for node in graph.nodes
-            if node in mine and not _is_tuple(node) and any(user in later for user in node.users)
-        ]
+        crossing = [node for node in graph.nodes if node in mine and _read(node, held[index + 1 :])]
         logits = {exported.exits[exit]: all_logits[exit] for exit in group}
         outputs = _unique([*crossing, *logits.values()])
-        program, inputs = cut(exported.graph, mine, outputs, free)
+        program, inputs = cut(root, held[index], outputs, free)
         for node in (*inputs, *outputs):
             tensors[node.name] = _spec(node, name, batch)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -168,6 +165,61 @@ def _parts(
             )
         )
     return result
+
+
+def _prepared(
+    exported: Exported, groups: Sequence[Sequence[int]]
+) -> tuple[fx.GraphModule, list[set[fx.Node]], set[fx.Node]]:
+    """The graph with what crosses turned to have the batch in front; who owns what; what is free.
+
+    Where nothing need be turned, it is the exported graph, node for node.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(exported.graph.graph, {}))
+    free = _free_nodes(graph)
+    owners = assign(graph, exported.exits, groups, free)
+    (source,) = graph.find_nodes(op="placeholder")
+    batch = symbol(source.meta["val"].shape[0])
+    anew = made_anew(owners, free, batch)
+    held = [mine | views for mine, views in zip(owners, anew, strict=True)]
+    root = fx.GraphModule(exported.graph, graph)
+    for index, mine in enumerate(owners):
+        crossing = [node for node in graph.nodes if node in mine and _read(node, held[index + 1 :])]
+        for node in crossing:
+            if fits(node, batch):
+                continue
+            layout = _layout(root, node, free, batch, exported.sample)
+            if layout is None:
+                continue  # `_spec` refuses it.
+            there, back = turn(graph, node, layout, lambda user: user not in mine)  # noqa: B023
+            mine.update(there)
+            first = next(one for one in owners if any(user in one for user in back[-1].users))
+            first.update(back)
+    return root, owners, free
+
+
+def _read(node: fx.Node, parts: Iterable[set[fx.Node]]) -> bool:
+    """Whether one of the parts, which hold these nodes, reads the tensor and does not make it."""
+    return not _is_tuple(node) and any(
+        node not in held and any(user in held for user in node.users) for held in parts
+    )
+
+
+def _layout(
+    root: fx.GraphModule, node: fx.Node, free: set[fx.Node], batch: object, sample: torch.Tensor
+) -> Layout | None:
+    """How the samples lie in a tensor, seen from a batch and from it in reverse; None if unclear.
+
+    The two samples must differ in it, else every order of its rows would do.
+    """
+    candidates = layouts(node, batch)
+    if not candidates:
+        return None
+    program, _ = cut(root, _ancestors(node, free)[0], [node], free)
+    with torch.no_grad():
+        (value,), (swapped,) = program(sample), program(sample.flip(0))
+    found = [layout for layout in candidates if layout.carries(value, swapped)]
+    return found[0] if len(found) == 1 else None
 
 
 def _order_warning(exported: Exported) -> str | None:
@@ -206,12 +258,12 @@ def _size(
     copied: Callable[[fx.Node], fx.Node],
 ) -> fx.Node:
     """A size, read anew: from a tensor of this segment that has it, else computed from others."""
-    expression = _symbol(node.meta.get("val"))
+    expression = symbol(node.meta.get("val"))
     for original, copy in list(copies.items()):
         value = original.meta.get("val")
         if isinstance(value, torch.Tensor) and expression is not None:
             for dim, size in enumerate(value.shape):
-                if _symbol(size) == expression:
+                if symbol(size) == expression:
                     made = graph.call_function(torch.ops.aten.sym_size.int, (copy, dim))
                     made.meta = dict(node.meta)
                     return made
@@ -232,13 +284,14 @@ def _spec(node: fx.Node, part: str, batch: object) -> TensorSpec:
     value = node.meta["val"]
     dtype = str(value.dtype).removeprefix("torch.")
     shape = [size if isinstance(size, int) else None for size in value.shape]
-    batched = bool(shape) and _symbol(value.shape[0]) == batch is not None
+    batched = bool(shape) and symbol(value.shape[0]) == batch is not None
     if dtype not in DTYPES or not batched or None in shape[1:]:
         sizes = ", ".join(str(size).replace(str(batch), "batch") for size in value.shape)
         raise ModelError(
             f"{part}: tensor {node.name}{_place(node)} is {dtype} [{sizes}]; what crosses a cut "
-            f"has the batch in front, fixed sizes after it, and one of {', '.join(DTYPES)}; let "
-            "the exit tap elsewhere, or bring the batch to the front there"
+            "has one dimension that is the batch, or the batch times a number, and fixed sizes "
+            "besides (of logits the batch comes first), and two samples differ in it; and it is "
+            f"one of {', '.join(DTYPES)}: let the exit tap elsewhere"
         )
     return TensorSpec(dtype, tuple(shape))
 
@@ -247,11 +300,6 @@ def _place(node: fx.Node) -> str:
     """Where in the user's code a node comes from, as words to put behind its name."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     return f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})" if frames else ""
-
-
-def _symbol(size: object) -> object:
-    """The expression of a symbolic size, to compare; None for a plain number."""
-    return getattr(getattr(size, "node", None), "expr", None)
 
 
 def _free_nodes(graph: fx.Graph) -> set[fx.Node]:

@@ -1,5 +1,7 @@
 """The export: everything at once, batch free, and a reason where it cannot be."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -58,7 +60,7 @@ def test_a_failed_export_leaves_the_users_module_as_it_was():
     model = Net()
     with pytest.raises(ModelError):
         Export()(Network(Exits(model, names).eval(), names, torch.ones(2, 6)), lambda text: None)
-    assert "seen" not in vars(model)
+    assert all(type(size) is int for size in model.seen), "the export ran in the user's module"
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,58 @@ def test_dropout_does_nothing_in_a_segment():
     x = torch.ones(2, 6)
     exported = export(lambda m, x: (m.head(m.dropout(x)), m.head(m.a(x))))
     assert torch.equal(exported.graph(x)[0], exported.graph(x)[0])
+
+
+class Hooked(nn.Module):
+    """Its hooks are closures over itself, which a deep copy still calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 3), nn.Linear(3, 3)
+        self.found = []
+        for layer in (self.a, self.b):
+            layer.register_forward_hook(lambda _, __, given: self.found.append(given))
+
+    def forward(self, x):
+        self.found.clear()
+        self.b(self.a(x))
+        return list(self.found)
+
+
+class Uncopyable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.lock = nn.Linear(6, 3), nn.Linear(3, 3), threading.Lock()
+
+    def forward(self, x):
+        with self.lock:
+            yield (x := self.a(x))
+            yield self.b(x)
+
+
+@pytest.mark.parametrize("model", [Hooked, Uncopyable])
+def test_a_model_whose_copy_is_another_is_exported_itself(model):
+    net = Exits(model(), ("early", "late")).eval()
+    network = Network(net, net.names, torch.randn(2, 6))
+    exported = Export()(network, lambda text: None).artifact
+    x = torch.randn(5, 6)
+    for ours, theirs in zip(exported.graph(x), net(x), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dim", [0, -3])
+@pytest.mark.parametrize(
+    "take", [torch.unbind, lambda stack, dim: [stack.select(dim, i) for i in (0, 1)]]
+)
+def test_no_exit_waits_for_the_others_of_a_stack(dim, take):
+    exported = export(lambda m, x: take(torch.stack([m.head(x), m.head(m.a(x))], dim), dim=dim))
+    early, late = exported.graph.graph.output_node().args[0]
+    assert early.target is late.target is torch.ops.aten.linear.default
+
+
+def test_what_is_taken_along_another_dimension_than_stacked_is_left_as_it_is():
+    exported = export(lambda m, x: torch.stack([m.head(x), m.head(m.a(x))], 1).unbind(2)[:2])
+    x = torch.randn(5, 6)
+    assert exported.graph(x)[0].shape == (5, 2)
+    targets = [node.target for node in exported.graph.graph.nodes]
+    assert torch.ops.aten.stack.default in targets

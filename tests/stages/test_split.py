@@ -34,7 +34,10 @@ def run(segments: Segments[fx.GraphModule], name: str, x: torch.Tensor) -> list[
 
 
 def operations(part) -> list[str]:
-    return [node.name for node in part.program.graph.nodes if node.op == "call_function"]
+    """What a part computes: no views, which any part may make anew, and no sizes."""
+    calls = [node for node in part.program.graph.nodes if node.op == "call_function"]
+    tensors = [node for node in calls if not isinstance(node.meta.get("val"), torch.SymInt | int)]
+    return [node.name for node in tensors if not is_view(node)]
 
 
 def assert_same_as_whole(model: nn.Module, exits: int, sample: torch.Tensor) -> Segments:
@@ -179,19 +182,45 @@ def test_plain_leaves_out_the_early_heads():
 
 
 class RandomNet(nn.Module):
-    """Layers that read any earlier tensors, and exits anywhere: what the split must survive."""
+    """Layers that read any earlier tensors, and exits anywhere: what the split must survive.
 
-    def __init__(self, reads: list[tuple[int, int]], taps: list[int]):
+    `homes` says for each layer where it keeps its result's batch, features being [batch, 4, 6].
+    """
+
+    def __init__(self, reads: list[tuple[int, int]], homes: list[str], taps: list[int]):
         super().__init__()
-        self.reads, self.taps = reads, taps
+        self.reads, self.homes, self.taps = reads, homes, taps
         self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in reads)
         self.heads = nn.ModuleList(nn.Linear(6, 3) for _ in taps)
 
     def forward(self, x):
-        values = [x]
-        for layer, (left, right) in zip(self.layers, self.reads, strict=True):
-            values.append(layer(values[left % len(values)]).relu() + values[right % len(values)])
-        return [head(values[tap]) for head, tap in zip(self.heads, self.taps, strict=True)]
+        values = [("in front", x)]
+
+        def read(place):
+            home, value = values[place % len(values)]
+            return BACK[home](value)
+
+        for layer, (left, right), home in zip(self.layers, self.reads, self.homes, strict=True):
+            # Computed where it is kept, so that what crosses is no view but an operator's result.
+            there = THERE[home](layer(read(left))) + THERE[home](read(right))
+            values.append((home, there.relu() + there))
+        return [head(read(tap).mean(1)) for head, tap in zip(self.heads, self.taps, strict=True)]
+
+
+THERE = {
+    "in front": lambda x: x,
+    "behind": lambda x: x.permute(1, 0, 2),
+    "last": lambda x: x.permute(1, 2, 0),
+    "folded": lambda x: x.flatten(0, 1),
+    "folded behind": lambda x: x.transpose(0, 1).flatten(0, 1),
+}
+BACK = {
+    "in front": lambda x: x,
+    "behind": lambda x: x.permute(1, 0, 2),
+    "last": lambda x: x.permute(2, 0, 1),
+    "folded": lambda x: x.unflatten(0, (-1, 4)),
+    "folded behind": lambda x: x.unflatten(0, (4, -1)).transpose(0, 1),
+}
 
 
 @st.composite
@@ -199,15 +228,22 @@ def random_nets(draw) -> RandomNet:
     depth = draw(st.integers(1, 6))
     places = st.integers(0, 20)
     reads = draw(st.lists(st.tuples(places, places), min_size=depth, max_size=depth))
+    homes = draw(st.lists(st.sampled_from(sorted(THERE)), min_size=depth, max_size=depth))
     taps = sorted(draw(st.sets(st.integers(1, depth), min_size=1)))
     torch.manual_seed(draw(st.integers(0, 100)))
-    return RandomNet(reads, taps)
+    return RandomNet(reads, homes, taps)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether nothing is computed: views, and what lays their memory out anew."""
+    copies = (torch.ops.aten.clone.default, torch.ops.aten._unsafe_view.default)
+    return node.target in copies or getattr(node.target, "is_view", False)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(random_nets())
 def test_any_net_is_split_into_disjoint_segments_that_compute_the_same(net):
-    sample = torch.randn(2, 6)
+    sample = torch.randn(2, 4, 6)
     segments = assert_same_as_whole(net, len(net.taps), sample)
     owned = [name for part in segments.chain for name in operations(part)]
     assert len(owned) == len(set(owned)), "an operation is computed twice"
@@ -217,6 +253,8 @@ def test_any_net_is_split_into_disjoint_segments_that_compute_the_same(net):
         assert set(part.outputs) <= later | set(part.logits.values()), (
             "something crosses for nothing"
         )
+        for name in part.outputs:
+            assert segments.tensors[name].shape[0] is None, "a sample is no row of it"
 
 
 class Returns(nn.Module):
@@ -240,7 +278,7 @@ class Returns(nn.Module):
         (lambda m, x, a, b: (m.head.weight[:2, :3] + 0.0, m.head(b)), "exit1.*depend on the input"),
         (
             lambda m, x, a, b: (m.head(a.flatten(0).view(-1, 2)[:, :1].expand(-1, 6)), m.head(b)),
-            "3.*batch in front",
+            r"exit|logits the batch comes first",
         ),
     ],
     ids=["twice the same", "constant", "batch folded"],
@@ -286,17 +324,101 @@ def test_what_depends_on_no_input_never_crosses_a_cut():
     assert len(first.outputs) == 2
 
 
+class Sends(nn.Module):
+    """A net that makes what a test chooses of its features, once for the exit and the rest."""
+
+    def __init__(self, make, back):
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.make, self.back = make, back
+
+    def forward(self, x):
+        sent = self.make(self.a(x[:, 0]).relu())
+        return self.head(self.back(sent).mean(1)), self.head(self.back(sent * 2).mean(1))
+
+
 def test_a_refused_boundary_names_the_users_line():
-    class SequenceFirst(nn.Module):
+    one_more = Sends(lambda x: torch.cat([x, x[:1]]), lambda x: x[:-1])
+    with pytest.raises(
+        ModelError, match=r"\(test_split\.py, line \d+\) is float32 \[batch \+ 1, 4, 4\]"
+    ):
+        split(one_more, 2, IMAGES)
+
+
+def test_how_a_batch_is_folded_is_not_guessed_where_all_rows_are_the_same():
+    def folded(x):
+        return x.mean((1, 2), keepdim=True).expand(-1, 4, 4).flatten(0, 1) + 1
+
+    net = Sends(folded, lambda x: x.unflatten(0, (-1, 4)))
+    assert_same_as_whole(net, 2, IMAGES)
+    with pytest.raises(ModelError, match="two samples differ in it"):
+        split(net, 2, IMAGES[:1].repeat(2, 1, 1, 1))
+
+
+def test_dimensions_that_are_both_the_batch_are_refused():
+    def each_with_each(x):
+        return x.flatten(1) @ x.flatten(1).t()
+
+    net = Sends(each_with_each, lambda x: x.sum(1)[:, None, None].expand(-1, 1, 4))
+    with pytest.raises(ModelError, match=r"float32 \[batch, batch\]"):
+        split(net, 2, IMAGES)
+
+
+class TwoViews(nn.Module):
+    """The exit and the rest each read two views of the same features."""
+
+    def __init__(self, left, right):
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.left, self.right = left, right
+
+    def forward(self, x):
+        x = self.a(x[:, 0]).relu()
+        left, right = self.left(x), self.right(x)
+        early = self.head(left.mean(1)) + self.head(right.mean(1))
+        return early, self.head(left.sin().mean(1)) + self.head(right.cos().mean(1))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "bytes_sent"),
+    [
+        (lambda x: x.flatten(1).unflatten(1, (4, 4)), lambda x: x.transpose(1, 2), [64]),
+        (lambda x: x[:, :3], lambda x: x[:, 1:], [64]),
+        (lambda x: x[:, :1], lambda x: x[:, 1:2], [16, 16]),
+        (lambda x: x[:, :1].expand(-1, 9, -1), lambda x: x[:, 1:2], [16, 16]),
+    ],
+    ids=["two forms of all", "slices that overlap", "slices that do not", "a slice repeated"],
+)
+def test_of_views_the_fewest_bytes_cross(left, right, bytes_sent):
+    segments = assert_same_as_whole(TwoViews(left, right), 2, IMAGES)
+    sent = segments.chain[1].inputs
+    assert sorted(segments.tensors[name].bytes_per_sample for name in sent) == bytes_sent
+
+
+def test_a_view_of_the_networks_input_is_made_of_the_input():
+    def heads(m, x, a, b):
+        turned = x.view(-1, 2, 3).mT.flatten(1)
+        return m.head(turned), m.head(m.a(turned))
+
+    net = Returns(heads)
+    segments = assert_same_as_whole(net, 2, torch.randn(2, 6))
+    assert segments.chain[1].inputs == (segments.input,)
+
+
+def test_what_is_turned_to_cross_is_turned_back_in_every_segment_that_reads_it():
+    class SkipsSequenceFirst(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
 
         def forward(self, x):
-            x = self.a(x[:, 0].permute(1, 0, 2)).relu()
-            return self.head(x.mean(0)), self.head(self.a(x).mean(0))
+            a = self.a(x[:, 0].permute(1, 0, 2)).relu()
+            b = self.a(a).relu() + a
+            c = self.a(b).relu() + a
+            return [self.head(one.mean(0)) for one in (a, b, c)]
 
-    with pytest.raises(
-        ModelError, match=r"\(test_split\.py, line \d+\) is float32 \[4, batch, 4\]"
-    ):
-        split(SequenceFirst(), 2, IMAGES)
+    segments = assert_same_as_whole(SkipsSequenceFirst(), 3, IMAGES)
+    first, second, third = segments.chain
+    assert first.outputs[0] in second.inputs
+    assert first.outputs[0] in third.inputs
+    assert segments.tensors[first.outputs[0]].shape == (None, 4, 4)
