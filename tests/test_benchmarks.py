@@ -28,6 +28,37 @@ def test_the_cost_of_metrics_and_deadlines_is_measured_in_one_process(built_tiny
         assert float(line.split()[2]) > 0
 
 
+def assert_styles_decide_as_pytorch(tmp_path, *styles: str) -> list[list[str]]:
+    """Runs the command over these styles, or all; the page's rows."""
+    page = tmp_path / "models.md"
+    run("benchmarks/models.py", *styles, "--rounds", 1, "--page", page, "--output", tmp_path)
+    text = page.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    head, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    for cells in rows:
+        one = dict(zip(head, cells, strict=True))
+        leave = [int(rate.strip().removesuffix("%")) for rate in one["leave"].split("/")]
+        assert len(leave) == int(one["exits"]), one
+        assert min(leave[0], leave[-1]) >= 20, f"{one} puts no exit to the test"
+        assert one["decisions FP32"] == "100.0%", one
+        assert float(one["error"]) < 1e-4, one
+        assert float(one["full depth"]) > 0
+        refused = f"- {one['network']} in INT8: " in text
+        assert refused == (one["decisions INT8"] == "refused")
+    return rows
+
+
+def test_networks_of_other_styles_come_in_by_recipe_alone(tmp_path):
+    rows = assert_styles_decide_as_pytorch(tmp_path, "shared-head", "frames-in-the-batch")
+    assert [cells[0] for cells in rows] == ["shared-head", "frames-in-the-batch"]
+    assert [cells[2] for cells in rows] == ["1: 8,192 B, 1: 8,192 B", "1: 24,576 B, 1: 8,192 B"]
+
+
+@pytest.mark.slow
+def test_networks_of_every_style_come_in_by_recipe_alone(tmp_path):
+    assert len(assert_styles_decide_as_pytorch(tmp_path)) >= 15
+
+
 @pytest.mark.slow
 def test_the_benchmark_page_is_written_and_resnet18_is_exact(tmp_path):
     page, output = tmp_path / "page.md", tmp_path / "built"

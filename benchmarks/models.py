@@ -1,0 +1,206 @@
+"""Networks of many styles through the whole build, by recipe alone: writes docs/models.md.
+
+    python benchmarks/models.py
+
+Builds each network of benchmarks/styles in FP32 and INT8 and holds the chain against PyTorch. The
+ratios come from one run each, best on a machine that does nothing else.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "benchmarks/styles/recipe.yaml"
+sys.path.insert(0, str(RECIPE.parent))
+
+import numpy as np  # noqa: E402
+from model import STYLES  # noqa: E402
+
+from edgekit.bundle.manifest import boundaries  # noqa: E402
+from edgekit.bundle.reader import read_bundle  # noqa: E402
+from edgekit.cache import Cache, default_folder  # noqa: E402
+from edgekit.errors import BuildError  # noqa: E402
+from edgekit.pipeline import build  # noqa: E402
+from edgekit.plan import Built  # noqa: E402
+from edgekit.recipe import Recipe, load_recipe  # noqa: E402
+from edgekit.runtime.bench import load_test_data  # noqa: E402
+from edgekit.runtime.chain import Chain  # noqa: E402
+from edgekit.runtime.criteria import CRITERIA  # noqa: E402
+from edgekit.target import load_target  # noqa: E402
+
+ANYTHING = {
+    "check.quantized.max_relative_error": 1e9,
+    "check.quantized.min_top1_agreement": 0.0,
+    "check.quantized.min_exit_agreement": 0.0,
+}
+"""What INT8 costs is reported here, and not demanded."""
+
+HEAD = """# Models
+
+Written by `python benchmarks/models.py` ({date}), on {cpu}, {cores} cores, {machine}; {engine},
+Python {python}. Each row is a network of `benchmarks/styles/model.py`, written in another style and
+built by recipe, with nothing changed in its code. Weights are random, from a fixed seed, and so
+there are no accuracies; samples are waves of unlike strength under noise.
+
+- A cut: the tensors that cross it, and their bytes for one sample in FP32.
+- Error: greatest difference of the FP32 chain's logits from PyTorch's, over the largest magnitude
+  among an exit's.
+- Decisions: share of {samples} samples that leave at the same exit with the same class as in
+  PyTorch, under thresholds that spread the samples over the exits (`leave`: by exit).
+- Full depth: mean latency of the FP32 chain with no exit taken over that of the undivided network
+  with all exits, at one thread.
+
+"""
+
+COLUMNS = (
+    "| network | exits | cuts | error | leave | decisions FP32 | decisions INT8 | full depth |"
+)
+
+
+def main() -> None:
+    """Build, measure, write the page."""
+    parser = argparse.ArgumentParser(description="Build every style and write docs/models.md.")
+    parser.add_argument("styles", nargs="*", metavar="STYLE", help="Only these; all by default.")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/models.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "build/models")
+    options = parser.parse_args()
+    rows, refusals = [], []
+    for style in options.styles or STYLES:
+        print(style, flush=True)
+        folder = options.output / style
+        floats = built_evenly(style, folder / "fp32")
+        thresholds = list(floats.manifest.policy.thresholds)
+        integers = None
+        try:
+            integers = built(style, folder / "int8", "int8", thresholds, ANYTHING)
+        except BuildError as error:
+            refusals.append(f"- {style} in INT8: {error}")
+        report = measured(floats.path, options.rounds)
+        rows.append(row(style, floats, integers, report))
+    date = datetime.now(timezone.utc).date()
+    samples = report["samples"]
+    text = HEAD.format(date=date, samples=samples, engine=report["engine"], **report["device"])
+    text += "\n".join([COLUMNS, "|---" * 8 + "|", *rows]) + "\n"
+    if refusals:
+        lines = [textwrap.fill(one, 100, subsequent_indent="  ") for one in refusals]
+        text += "\nRefused:\n\n" + "\n".join(lines) + "\n"
+    options.page.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def built_evenly(style: str, folder: Path) -> Built:
+    """The style's FP32 bundle, under thresholds that let about as many samples leave at each exit.
+
+    They are read from a first build's logits on the test split; the second is that with another
+    policy, and takes all but that from the cache.
+    """
+    first = built(style, folder, "fp32", [0.5] * (len(STYLES[style].exits) - 1))
+    bundle = read_bundle(first.path)
+    carried = load_test_data(bundle)
+    assert carried is not None  # noqa: S101  (the recipe has a test split)
+    logits = list(Chain.from_bundle(bundle).logits(carried[0]).values())
+    return built(style, folder, "fp32", even_thresholds(logits))
+
+
+def even_thresholds(logits: list[np.ndarray]) -> list[float]:
+    """A threshold per early exit that lets about as many samples leave there as anywhere.
+
+    In the widest gap between two confidences that lets no more than a fifth more or fewer leave, so
+    that nothing hangs on the last bit. `logits` are `[samples, classes]` per exit.
+    """
+    remaining = np.arange(len(logits[-1]))
+    thresholds = []
+    for depth, one in enumerate(logits[:-1]):
+        confidences = CRITERIA["max_prob"](one[remaining])
+        descending = np.sort(confidences)[::-1]
+        share = len(remaining) / (len(logits) - depth)
+        leaving = np.arange(round(0.8 * share), round(1.2 * share) + 1)
+        gaps = descending[leaving - 1] - descending[leaving]
+        best = leaving[gaps.argmax()]
+        thresholds.append(float(descending[best - 1] + descending[best]) / 2)
+        remaining = remaining[confidences < thresholds[-1]]
+    return thresholds
+
+
+def built(
+    style: str,
+    folder: Path,
+    precision: str,
+    thresholds: list[float],
+    more: dict[str, Any] | None = None,
+) -> Built:
+    """The bundle of a style for `host` in a precision, built now."""
+    target = load_target("host", {"precision": precision})
+    recipe = recipe_of(style, thresholds, more or {})
+    return build(recipe, target, folder, cache=Cache(default_folder()))
+
+
+def recipe_of(style: str, thresholds: list[float], more: dict[str, Any]) -> Recipe:
+    """The recipe with what this style's network needs, and nothing of how it is written."""
+    chosen = STYLES[style]
+    early = chosen.exits[:-1]
+    values = {
+        "name": style,
+        "model.args.style": style,
+        "input.shape": list(chosen.shape),
+        "exits": list(chosen.exits),
+        "policy.thresholds": dict(zip(early, thresholds, strict=True)),
+        **{f"data.{split}.args.style": style for split in ("calibration", "tuning", "test")},
+    }
+    return load_recipe(str(RECIPE), {**values, **more})
+
+
+def measured(bundle: Path, rounds: int) -> dict[str, Any]:
+    """The bench report of a bundle, from a process of its own without torch, as on a device."""
+    command = [sys.executable, "-m", "edgekit.cli", "bench", str(bundle), "--json", "-"]
+    result = subprocess.run(
+        [*command, "--rounds", str(rounds), "--threads", "1"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
+    )
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def row(style: str, floats: Built, integers: Built | None, report: dict[str, Any]) -> str:
+    """A row of the table."""
+    variant = floats.manifest.variant()
+    cuts = []
+    for names in boundaries(floats.manifest.input.tensor, variant.segments)[:-1]:
+        size_bytes = sum(variant.tensors[name].bytes_per_sample for name in names)
+        cuts.append(f"{len(names)}: {size_bytes:,} B")
+    check = accepted(floats)
+    (rates,) = (
+        one["notes"]["exit_rates"] for one in floats.evidence["stages"] if one["name"] == "verify"
+    )
+    cells = [
+        style,
+        str(len(variant.exits)),
+        ", ".join(cuts),
+        f"{check['max_relative_error']:.1e}",
+        " / ".join(f"{rate:.0%}" for rate in rates.values()),
+        f"{check['exit_agreement']:.1%}",
+        f"{accepted(integers)['exit_agreement']:.1%}" if integers else "refused",
+        f"{report['full_depth_ratio']:.3f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def accepted(found: Built) -> dict[str, Any]:
+    """The last check: of the finished bundle, on the whole test split."""
+    check: dict[str, Any] = found.evidence["checks"][-1]
+    return check
+
+
+if __name__ == "__main__":
+    main()
