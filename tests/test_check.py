@@ -19,7 +19,7 @@ from edgekit.stages.lower import Lower
 from edgekit.stages.split import Split
 from edgekit.target import load_target
 from tests.conftest import reference_of
-from tests.stages.test_split import IMAGES, SkipsASegment
+from tests.stages.test_split import IMAGES, SequenceFirst, SkipsASegment
 
 RNG = np.random.default_rng(0)
 SAMPLES = [RNG.standard_normal((8, 1, 4, 4)).astype(np.float32) for _ in range(3)]
@@ -46,8 +46,12 @@ class World:
 
 @pytest.fixture(scope="module")
 def world() -> World:
+    return world_of(SkipsASegment())
+
+
+def world_of(model) -> World:
     names = ("first", "second", "last")
-    network = Network(Exits(SkipsASegment(), names).eval(), names, IMAGES)
+    network = Network(Exits(model, names).eval(), names, IMAGES)
     exported = Export()(network, lambda text: None).artifact
     split = Split()(exported, lambda text: None).artifact
     lower = Lower(OnnxRuntimeBackend(), load_target("host"), IMAGES)
@@ -93,6 +97,13 @@ def test_a_wrong_backbone_is_named_by_stage_segment_and_tensor(world):
         rf"after lower: exit 'second' of the chain.*segment-2 is the first, at tensor {boundary}"
     )
     with pytest.raises(CheckError, match=words):
+        world.check(broken)
+
+
+def test_what_was_turned_to_cross_does_not_hide_the_part_that_is_wrong():
+    world = world_of(SequenceFirst())
+    broken = break_part(world.lowered, "segment-1", weights(world, "segment-1", "a.weight"))
+    with pytest.raises(CheckError, match="segment-1 is the first, at tensor"):
         world.check(broken)
 
 

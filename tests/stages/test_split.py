@@ -405,19 +405,22 @@ def test_a_view_of_the_networks_input_is_made_of_the_input():
     assert segments.chain[1].inputs == (segments.input,)
 
 
+class SequenceFirst(nn.Module):
+    """Features are [time, batch, width], and the first segment's are read by both others."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        a = self.a(x[:, 0].permute(1, 0, 2)).relu()
+        b = self.a(a).relu() + a
+        c = self.a(b).relu() + a
+        return [self.head(one.mean(0)) for one in (a, b, c)]
+
+
 def test_what_is_turned_to_cross_is_turned_back_in_every_segment_that_reads_it():
-    class SkipsSequenceFirst(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
-
-        def forward(self, x):
-            a = self.a(x[:, 0].permute(1, 0, 2)).relu()
-            b = self.a(a).relu() + a
-            c = self.a(b).relu() + a
-            return [self.head(one.mean(0)) for one in (a, b, c)]
-
-    segments = assert_same_as_whole(SkipsSequenceFirst(), 3, IMAGES)
+    segments = assert_same_as_whole(SequenceFirst(), 3, IMAGES)
     first, second, third = segments.chain
     assert first.outputs[0] in second.inputs
     assert first.outputs[0] in third.inputs
