@@ -17,6 +17,7 @@ MODULES = sorted(
     module.name for module in pkgutil.walk_packages(edgekit.__path__, "edgekit.")
     if not module.name.endswith("__main__")
 )  # fmt: skip
+POLICY = {"thresholds": 0.5}
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -86,13 +87,15 @@ def documented_words() -> set[str]:
 
 
 def test_the_recipe_shown_is_the_shipped_one():
-    shown, *_ = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipe.md").read_text(), re.S)
+    shown, exits = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipe.md").read_text(), re.S)
     shipped = yaml.safe_load((ROOT / "recipes/digits/recipe.yaml").read_text())
     for key, value in yaml.safe_load(shown).items():
         if key == "data":
             assert value.items() <= shipped[key].items()
         else:
             assert value == shipped[key]
+    places = Recipe.model_validate({**shipped, **yaml.safe_load(exits), "policy": POLICY}).exits
+    assert places == ("early", "middle", "late", "deep", "final")
 
 
 def test_python_examples_run(digits_bundle, monkeypatch, capsys, tmp_path):
