@@ -50,6 +50,9 @@ _GROUPS = {"load": "lower", "quantize": "quantize", "tune": "tune", "build": "ve
 _TICK_NS = 10_000_000
 """File systems take their time from a clock that ticks; a change is up to this much later."""
 
+_NOTE_FORMAT = 2
+"""To be raised when what a note of the last build holds is another: older ones are not read."""
+
 _SHOWN_CHARS = 40
 
 
@@ -166,7 +169,7 @@ class Plan:
         return digest(self._ingredients[KEPT[0]])
 
     def _place(self) -> str:
-        return digest([str(self.recipe.folder), self.recipe.name, self.target.name])
+        return digest([_NOTE_FORMAT, str(self.recipe.folder), self.recipe.name, self.target.name])
 
     def _differences(self, stage: str, last: dict[str, Any]) -> list[str]:
         """What of a stage's own ingredients is not as in the last build, in words."""

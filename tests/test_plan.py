@@ -343,6 +343,14 @@ def test_every_reason_is_told(tiny_recipe, cache):
     )
 
 
+def test_what_an_edgekit_of_another_format_noted_is_not_read(tiny_recipe, cache, monkeypatch):
+    make(tiny_recipe, cache)
+    monkeypatch.setattr(module, "_NOTE_FORMAT", module._NOTE_FORMAT + 1)
+    (tiny_recipe.parent / "tiny.py").write_text("# Another.\n")
+    plan = Plan(load_recipe(str(tiny_recipe)), load_target("host"), cache)
+    assert plan.reasons()["load"] == "no earlier build of this recipe for this target is known"
+
+
 def test_a_cleared_cache_is_the_reason(tiny_recipe, cache):
     make(tiny_recipe, cache)
     shutil.rmtree(cache.folder / "entries")

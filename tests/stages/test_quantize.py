@@ -58,10 +58,10 @@ class World:
     optimized: object
 
     def quantize(self, given=None, policy=None, target=None, backend=BACKEND, **options):
-        recipe = load_recipe(
-            "digits",
-            {"input": {"shape": list(SHAPE)}, **{f"quantize.{k}": v for k, v in options.items()}},
-        )
+        overrides = {f"quantize.{key}": value for key, value in options.items()}
+        if given is not None and "calibration" not in given:
+            overrides["data.calibration"] = None
+        recipe = load_recipe("digits", {"input": {"shape": list(SHAPE)}, **overrides})
         wanted = load_target("host", {"precision": "int8", **(target or {})})
         policy = policy or Policy("max_prob", (0.5,) * (len(self.network.exits) - 1))
         stage = Quantize(backend, recipe, wanted, given or splits(), policy)
@@ -343,7 +343,7 @@ def test_one_sided_or_few_or_narrow_calibration_data_is_flagged():
     (one_class,) = doubts(noise(1), np.full(40, 2))
     assert "all samples are of class 2" in one_class
     (few,) = doubts(noise(1, 5))
-    assert "has 5 samples" in few
+    assert "fewer than 16 samples (5)" in few
     (narrow,) = doubts(noise(1), tuning=noise(2, scale=3.0))
     assert narrow.startswith("data.tuning runs from")
 
