@@ -24,6 +24,10 @@ from edgekit.runtime import Chain
 from edgekit.target import load_target
 from tests.conftest import ROOT, write_tiny_recipe
 
+EVERY_STAGE = [
+    "load", "export", "split", "lower", "optimize", "quantize", "tune", "build", "verify",
+]  # fmt: skip
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {
@@ -66,17 +70,7 @@ def test_the_evidence_says_what_was_proven(built_tiny):
     manifest = read_bundle(built_tiny).manifest
     assert evidence["bundle_id"] == manifest.bundle_id
     stages = [stage["name"] for stage in evidence["stages"]]
-    assert stages == [
-        "load",
-        "export",
-        "split",
-        "lower",
-        "optimize",
-        "quantize",
-        "tune",
-        "build",
-        "verify",
-    ]
+    assert stages == EVERY_STAGE
     assert [check["stage"] for check in evidence["checks"]] == [
         "split",
         "lower",
@@ -156,17 +150,7 @@ def test_progress_is_told_every_stage_and_part(tiny_recipe, tmp_path):
 
     build(load_recipe(str(tiny_recipe)), load_target("host"), tmp_path / "out", Recorder())
     stages = [one for one in told if ":" not in one]
-    assert stages == [
-        "load",
-        "export",
-        "split",
-        "lower",
-        "optimize",
-        "quantize",
-        "tune",
-        "build",
-        "verify",
-    ]
+    assert stages == EVERY_STAGE
     for part in ("segment-1", "segment-3", "plain", "whole"):
         assert f"lower: {part}" in told
 
