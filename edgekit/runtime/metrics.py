@@ -5,6 +5,7 @@ closes it: there is no thread that would wake beside an inference.
 """
 
 import atexit
+import fcntl
 import json
 import math
 import os
@@ -162,6 +163,9 @@ class Metrics:
         """
         file = self._open()
         try:
+            # A line across two pages grows the file twice: without the lock, the half of another
+            # process's line that is there would pass for one that was cut off.
+            fcntl.flock(file, fcntl.LOCK_EX)
             size = os.fstat(file).st_size
             # What a full disk cut off, here or in another process, ends where this line begins.
             if size and os.pread(file, 1, size - 1) != b"\n":

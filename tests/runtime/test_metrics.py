@@ -495,6 +495,20 @@ def test_chains_in_several_threads_and_processes_share_a_file(
     )
 
 
+def test_processes_that_write_at_once_leave_no_empty_line_and_no_torn_one(
+    built_tiny: Path, path: Path
+) -> None:
+    # A line a sample and no inference between them, so that writes meet, also across two pages.
+    write = SERVE.replace("metrics=sys.argv[1]", "").replace("range(3)", "range(3000)")
+    write = write.replace("chain.one(np.zeros((1, 8, 8), np.float32))", "metrics.add(0, 0, 0, 0, '')")
+    write = write.replace("for _", 'metrics = Metrics(chain, sys.argv[1], every_samples=1)\nfor _')
+    write = write.replace("import Chain", "import Chain, Metrics")
+    command = [sys.executable, "-c", write, path, built_tiny]
+    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert [line["samples"] for line in lines(path)] == [1] * 9000
+
+
 def test_a_chain_is_loaded_with_metrics(built_tiny: Path, samples: Array, path: Path) -> None:
     chain = Chain.load(built_tiny, metrics=path)
     chain.one(samples[0])
