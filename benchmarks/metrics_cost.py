@@ -13,6 +13,7 @@ import argparse
 import gc
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from edgekit.bundle.reader import read_bundle
 from edgekit.runtime import Chain, Metrics
 from edgekit.runtime.bench import load_test_data
+from edgekit.runtime.preprocess import Sample, unstack
 
 WINDOW_SAMPLES = 1000
 
@@ -51,8 +53,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Nothing is written while calls are measured.
         metrics = Metrics(chain, Path(folder, "metrics.jsonl"), every_samples=2**62)
-        us = measure_calls(chain, metrics, data[0], options.runs)
-        window_us = measure_windows(chain, metrics, data[0], max(options.runs // 1000, 1))
+        us = measure_calls(chain, metrics, unstack(data[0]), options.runs)
+        window_us = measure_windows(chain, metrics, unstack(data[0]), max(options.runs // 1000, 1))
         metrics.close()
     plain = us["plain"]
     for name, found in us.items():
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def measure_calls(
-    chain: Chain, metrics: Metrics, inputs: npt.NDArray[np.generic], runs: int
+    chain: Chain, metrics: Metrics, inputs: Sequence[Sample], runs: int
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Microseconds `[runs]` of each kind of call."""
     us = {name: np.zeros(runs) for name in CALLS}
@@ -89,7 +91,7 @@ def measure_calls(
 
 
 def measure_windows(
-    chain: Chain, metrics: Metrics, inputs: npt.NDArray[np.generic], windows: int
+    chain: Chain, metrics: Metrics, inputs: Sequence[Sample], windows: int
 ) -> float:
     """Median microseconds that it takes to close a window and write its line."""
     chain.metrics = metrics

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 
 from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.runtime import preprocess
 from edgekit.runtime.bench import load_test_data
 
 MODES = ("quiet", "spin", "stop", "global")
@@ -44,7 +45,7 @@ def measure(bundle: Bundle, mode: str, threads: int, runs: int) -> str:
         onnxruntime.set_global_thread_pool_sizes(threads, 1)
     manifest = bundle.manifest
     variant = manifest.variant()
-    source = manifest.input.tensor
+    (source,) = (one.tensor for one in manifest.inputs)
     chain = [(one, session(bundle.read(one.path), mode, threads)) for one in variant.segments]
     whole = session(bundle.read(manifest.baselines[0].whole.path), mode, threads)
 
@@ -61,7 +62,7 @@ def measure(bundle: Bundle, mode: str, threads: int, runs: int) -> str:
 
     data = load_test_data(bundle)
     assert data is not None, "the bundle carries no test split"  # noqa: S101
-    inputs = data[0]
+    inputs = preprocess.arrays_of(data[0], manifest.inputs)[0]
     times: dict[Callable[[np.ndarray], None], list[float]] = {run_chain: [], run_whole: []}
     for index in range(runs):
         for call, found in times.items():

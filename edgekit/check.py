@@ -1,6 +1,6 @@
 """The check after every stage: the chain on real samples, held against the model in PyTorch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,13 +9,22 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from edgekit.bundle.manifest import Input, Policy
+from edgekit.bundle.manifest import Policy
 from edgekit.errors import CheckError, DeviceError, ModelError
-from edgekit.models.exits import eager_logits
+from edgekit.models.exits import eager_logits, to_torch
 from edgekit.recipe import Check, Tolerance
 from edgekit.runtime.chain import Chain, ChainSpec, most_rows
 from edgekit.runtime.criteria import Walk, decide
 from edgekit.runtime.device import threads_here
+from edgekit.runtime.preprocess import (
+    Inputs,
+    Sample,
+    arrays_of,
+    by_name,
+    sample_of,
+    stack,
+    unstack,
+)
 from edgekit.runtime.verify import differences
 from edgekit.stages import Exported, Network, Part, Segments
 from edgekit.target import Target
@@ -62,11 +71,11 @@ class Agreement:
     exit_agreement: float
 
 
-Runner = Callable[[Array], dict[str, Array]]
+Runner = Callable[[Sample], dict[str, Array]]
 """Samples `[batch, *shape]` to every tensor of a chain, by name."""
 
 
-def model_logits(network: Network, batches: Iterator[Array]) -> list[Array]:
+def model_logits(network: Network, batches: Iterator[Sample]) -> list[Array]:
     """The model's logits `[samples, classes]` per exit, if a chain can be held to its answers.
 
     Raises ModelError where they are not finite, are others the second time, or depend on the batch
@@ -88,17 +97,21 @@ def model_logits(network: Network, batches: Iterator[Array]) -> list[Array]:
     return [np.concatenate(output) for output in outputs]
 
 
-def demand_range(network: Network, network_input: Input) -> None:
+def demand_range(network: Network, inputs: Inputs, sample: Sample) -> None:
     """Raises ModelError where the model fails at an end of the range of an input of integers.
 
-    A table with fewer rows than the recipe says would be read beyond its end on a device.
+    A table with fewer rows than the recipe says would be read beyond its end on a device. `sample`
+    is what the other inputs are given.
     """
-    for end in network_input.range or ():
-        batch = np.full((2, *network_input.shape), end, network_input.dtype)
-        try:
-            eager_logits(network.module, batch)
-        except ModelError as error:
-            raise ModelError(f"input.range goes to {end}, and there {error}") from None
+    for place, one in enumerate(inputs):
+        for end in one.range or ():
+            arrays = arrays_of(sample, inputs)
+            arrays[place] = np.full(one.shape, end, one.dtype)
+            try:
+                eager_logits(network.module, stack([sample_of(arrays, inputs)] * 2))
+            except ModelError as error:
+                key = f"inputs.{one.name}" if len(inputs) > 1 else "input"
+                raise ModelError(f"{key}.range goes to {end}, and there {error}") from None
 
 
 def even_policy(policy: Policy, logits: Sequence[Array]) -> Policy:
@@ -134,9 +147,9 @@ def _widest_gap(confidences: Array, leaving: float) -> float:
     return float((values[gap] + values[gap + 1]) / 2)
 
 
-def _demand_steady(network: Network, batch: Array, logits: list[Array]) -> None:
+def _demand_steady(network: Network, batch: Sample, logits: list[Array]) -> None:
     again = eager_logits(network.module, batch)
-    rows = [eager_logits(network.module, sample[None]) for sample in batch[:_ALONE]]
+    rows = [eager_logits(network.module, stack([one])) for one in unstack(batch)[:_ALONE]]
     alone = [np.concatenate(one) for one in zip(*rows, strict=True)]
     together = [one[:_ALONE] for one in logits]
     for what, ours, theirs in (
@@ -160,7 +173,7 @@ class Reference:
         self,
         exits: tuple[str, ...],
         logits: list[Array],
-        batches: Callable[[], Iterator[Array]],
+        batches: Callable[[], Iterator[Sample]],
         policy: Policy,
         limits: Tolerance,
     ) -> None:
@@ -202,7 +215,7 @@ class Reference:
                 output.append(one)
             together = chain.many(batch)
             # One by one is how a device is called, and how `run` and `bench` call it.
-            alone = [chain.one(sample) for sample in batch]
+            alone = [chain.one(sample) for sample in unstack(batch)]
             taken += alone
             if [(p.exit, p.class_index) for p in alone] != [
                 (p.exit, p.class_index) for p in together
@@ -282,7 +295,7 @@ class Reference:
         Over a few samples, together and the first one alone, as a device runs them. Infinite where
         the engine refuses, or where a NaN comes out.
         """
-        few = next(self.batches())[:_FEW]
+        few = unstack(next(self.batches()))[:_FEW]
         worst = 0.0
         for parts in segments.chains().values():
             if name not in [part.name for part in parts]:
@@ -290,7 +303,7 @@ class Reference:
             try:
                 run = make(parts)
                 for batch in (few, few[:1]):
-                    values = run(batch)
+                    values = run(stack(batch))
                     for exit, tensor in [pair for part in parts for pair in part.logits.items()]:
                         theirs = self.logits[self.exits.index(exit)][: len(batch)]
                         worst = max(worst, differences(values[tensor], theirs)[1])
@@ -332,17 +345,17 @@ class Reference:
 RunnerMaker = Callable[[Sequence[Part[Any]]], Runner]
 
 
-def runner_for(segments: Segments[Any], network_input: Input, target: Target) -> RunnerMaker:
+def runner_for(segments: Segments[Any], inputs: Inputs, target: Target) -> RunnerMaker:
     """How to run parts of these segments: graphs in PyTorch, files in the target's engine."""
     if isinstance(segments.whole.program, fx.GraphModule):
-        return lambda parts: _in_torch(segments.input, parts)
-    return lambda parts: _in_engine(segments, parts, network_input, target)
+        return lambda parts: _in_torch(segments.inputs, parts)
+    return lambda parts: _in_engine(segments, parts, inputs, target)
 
 
 def chain_of(
     segments: Segments[bytes],
     parts: Sequence[Part[bytes]],
-    network_input: Input,
+    inputs: Inputs,
     labels: tuple[str, ...],
     policy: Policy,
     target: Target,
@@ -351,7 +364,7 @@ def chain_of(
     records = tuple(part.record() for part in parts)
     return Chain.from_segments(
         ChainSpec(
-            network_input,
+            inputs,
             labels,
             segments.tensors,
             records,
@@ -365,17 +378,17 @@ def chain_of(
 
 
 def _in_engine(
-    segments: Segments[bytes], parts: Sequence[Part[bytes]], network_input: Input, target: Target
+    segments: Segments[bytes], parts: Sequence[Part[bytes]], inputs: Inputs, target: Target
 ) -> Runner:
     # No exit is taken: the policy does not matter, only that it has as many thresholds.
     policy = Policy("max_prob", (1.0,) * (len(parts) - 1))
-    chain = chain_of(segments, parts, network_input, (), policy, target)
+    chain = chain_of(segments, parts, inputs, (), policy, target)
     return chain.tensors
 
 
-def _in_torch(source: str, parts: Sequence[Part[fx.GraphModule]]) -> Runner:
-    def run(samples: Array) -> dict[str, Array]:
-        values = {source: torch.from_numpy(samples)}
+def _in_torch(inputs: Mapping[str, str], parts: Sequence[Part[fx.GraphModule]]) -> Runner:
+    def run(samples: Sample) -> dict[str, Array]:
+        values = {inputs[name]: one for name, one in by_name(to_torch(samples)).items()}
         with torch.no_grad():
             for part in parts:
                 given = part.program(*(values[name] for name in part.inputs))
@@ -385,7 +398,7 @@ def _in_torch(source: str, parts: Sequence[Part[fx.GraphModule]]) -> Runner:
     return run
 
 
-def _every_tensor(exported: Exported, samples: Array) -> dict[str, Array]:
+def _every_tensor(exported: Exported, samples: Sample) -> dict[str, Array]:
     """Every tensor of the exported graph, computed in PyTorch."""
     found = {}
 
@@ -397,5 +410,5 @@ def _every_tensor(exported: Exported, samples: Array) -> dict[str, Array]:
             return value
 
     with torch.no_grad():
-        Recorder(exported.graph).run(torch.from_numpy(samples))
+        Recorder(exported.graph).run(to_torch(samples))
     return found

@@ -1,7 +1,7 @@
 """The splits of a recipe: where their samples come from, and that they have none in common."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.manifest import Input
 from edgekit.errors import InputError, RecipeError
 from edgekit.models.load import call_factory
 from edgekit.recipe import Recipe, Source
 from edgekit.runtime import preprocess
+from edgekit.runtime.preprocess import Inputs, Sample
 
 __all__ = ["Split", "check_disjoint", "first_of", "load_splits"]
 
@@ -26,40 +26,43 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
 class Split:
     """The samples of one split, as the user has them, with their labels.
 
-    `raw` holds arrays, or paths of image files. `labels` is int64 `[samples]`, or None.
+    `raw` holds arrays, or paths of image files; or those by the inputs' names, where there are
+    several. `labels` is int64 `[samples]`, or None.
     """
 
     name: str
-    raw: Sequence[Array | Path]
+    raw: Sequence[Array | Path | Mapping[str, Array | Path]]
     labels: npt.NDArray[np.int64] | None
 
     def __len__(self) -> int:
         return len(self.raw)
 
-    def sample(self, index: int) -> Array:
+    def sample(self, index: int) -> Sample:
         """One sample as read, before preprocessing."""
         raw = self.raw[index]
-        return preprocess.read_sample(raw) if isinstance(raw, Path) else raw
+        if isinstance(raw, Mapping):
+            return {name: _read(one) for name, one in raw.items()}
+        return _read(raw)
 
-    def tensor(self, index: int, network_input: Input) -> Array:
+    def tensor(self, index: int, inputs: Inputs) -> Sample:
         """One sample as the network takes it."""
         try:
-            tensor = preprocess.to_tensor(self.sample(index), network_input)
-            preprocess.check_values(tensor, network_input)
+            tensor = preprocess.prepare(self.sample(index), inputs)
+            preprocess.check_sample(tensor, inputs)
         except InputError as error:
             raise RecipeError(f"data.{self.name}, sample {index}: {error}") from None
         return tensor
 
     def batches(
-        self, network_input: Input, *, most: int | None = None, size: int = 32
-    ) -> Iterator[Array]:
+        self, inputs: Inputs, *, most: int | None = None, size: int = 32
+    ) -> Iterator[Sample]:
         """The first `most` samples (all if None) as tensors `[up to size, *shape]`.
 
         Made as they are asked for: a split need not fit into memory.
         """
         rows = range(len(self))[:most]
         for start in range(0, len(rows), size):
-            yield np.stack([self.tensor(i, network_input) for i in rows[start : start + size]])
+            yield preprocess.stack([self.tensor(i, inputs) for i in rows[start : start + size]])
 
     def subset(self, most: int) -> "Split":
         """At most so many samples, evenly spaced: sorted data keeps all its classes."""
@@ -67,13 +70,24 @@ class Split:
         labels = None if self.labels is None else self.labels[rows]
         return Split(self.name, [self.raw[row] for row in rows], labels)
 
-    def carried(self, network_input: Input) -> Array:
+    def carried(self, inputs: Inputs) -> Sample:
         """All samples in the form that a bundle carries: pixels of an image, else tensors."""
-        rows = range(len(self))
-        image = network_input.image
-        if image is None or self.sample(0).dtype != np.uint8:
-            return np.stack([self.tensor(row, network_input) for row in rows])
-        return np.stack([preprocess.to_pixels(self.sample(row), image) for row in rows])
+        first = preprocess.arrays_of(self.sample(0), inputs)
+        images = [
+            one.image if array.dtype == np.uint8 else None
+            for one, array in zip(inputs, first, strict=True)
+        ]
+        carried = []
+        for row in range(len(self)):
+            raw = preprocess.arrays_of(self.sample(row), inputs)
+            arrays = [
+                preprocess.to_tensor(array, one)
+                if image is None
+                else preprocess.to_pixels(array, image)
+                for one, array, image in zip(inputs, raw, images, strict=True)
+            ]
+            carried.append(preprocess.sample_of(arrays, inputs))
+        return preprocess.stack(carried)
 
 
 def load_splits(recipe: Recipe) -> dict[str, Split]:
@@ -97,7 +111,7 @@ def first_of(splits: dict[str, Split], *names: str) -> Split:
     return next(splits[name] for name in names if name in splits)
 
 
-def check_disjoint(splits: dict[str, Split], network_input: Input) -> str:
+def check_disjoint(splits: dict[str, Split], inputs: Inputs) -> str:
     """Raises RecipeError where a sample stands in two splits, by the hash of its tensor.
 
     What the network sees is compared, so that a picture and its copy in another format are one.
@@ -107,8 +121,8 @@ def check_disjoint(splits: dict[str, Split], network_input: Input) -> str:
     owner: dict[bytes, tuple[str, int]] = {}
     for name, split in splits.items():
         for index in range(len(split)):
-            tensor = np.ascontiguousarray(split.tensor(index, network_input))
-            key = hashlib.sha256(tensor.tobytes()).digest()
+            arrays = preprocess.arrays_of(split.tensor(index, inputs), inputs)
+            key = hashlib.sha256(b"".join(one.tobytes() for one in arrays)).digest()
             whole.update(key)
             first = owner.setdefault(key, (name, index))
             if first[0] != name:
@@ -122,18 +136,19 @@ def check_disjoint(splits: dict[str, Split], network_input: Input) -> str:
 
 def _load(name: str, source: Source, recipe: Recipe) -> Split:
     where = f"data.{name}"
+    inputs = recipe.manifest_inputs({})
     raw: Any
     labels: Any
     try:
         if source.folder is not None:
             raw, labels = _folder(recipe.folder / source.folder, recipe.labels)
         elif source.npz is not None:
-            raw, labels = preprocess.read_npz(recipe.folder / source.npz)
+            raw, labels = preprocess.read_npz(recipe.folder / source.npz, inputs)
         else:
             assert source.factory is not None  # noqa: S101  (Source names exactly one)
             value = call_factory(source.factory, source.args, recipe.folder)
             raw, labels = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
-        raw = _samples(raw)
+        raw = _samples(raw) if len(inputs) == 1 else _named_samples(raw, inputs)
         classes = len(recipe.labels) if recipe.labels else None
         labels = None if labels is None else preprocess.check_labels(labels, len(raw), classes)
     except InputError as error:
@@ -157,6 +172,39 @@ def _samples(raw: Any) -> Sequence[Array | Path]:
         if isinstance(one, np.ndarray) and one.dtype.kind not in "uifb":
             raise InputError(f"a sample is {one.dtype} {list(one.shape)}, and no array of numbers")
     return samples
+
+
+def _named_samples(raw: Any, inputs: Inputs) -> Sequence[Mapping[str, Array | Path]]:
+    """As `_samples`, of several inputs: arrays or lists by name, or a list of samples by name."""
+    if isinstance(raw, Mapping):
+        columns = {name: _samples(one) for name, one in raw.items()}
+        lengths = {name: len(one) for name, one in columns.items()}
+        if len(set(lengths.values())) > 1:
+            counts = ", ".join(f"{count} of {name}" for name, count in lengths.items())
+            raise InputError(f"every input needs as many samples; found {counts}")
+        rows: list[Any] = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+    elif isinstance(raw, list | tuple) and all(isinstance(one, Mapping) for one in raw):
+        rows = [{name: _samples([value])[0] for name, value in one.items()} for one in raw]
+    else:
+        raise InputError(
+            f"expected arrays by name ({', '.join(one.name for one in inputs)}), or a list of "
+            f"samples by name; found {type(raw).__name__}"
+        )
+    if not rows:
+        raise InputError("holds no sample")
+    return rows
+
+
+def _read(raw: Array | Path) -> Array:
+    """A sample of one input, read if it is a file."""
+    if not isinstance(raw, Path):
+        return raw
+    found = preprocess.read_sample(raw)
+    if isinstance(found, Mapping):
+        raise InputError(f"{raw}: is an .npz file; an input's own file is an image or .npy")
+    return found
 
 
 def _folder(path: Path, labels: tuple[str, ...] | None) -> tuple[list[Path], list[int]]:

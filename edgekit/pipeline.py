@@ -29,15 +29,16 @@ from edgekit.check import (
 )
 from edgekit.data import Split, check_disjoint, first_of, load_splits
 from edgekit.errors import EdgekitError
-from edgekit.models.exits import find_exits
+from edgekit.models.exits import find_exits, to_torch
 from edgekit.models.load import load_model, set_up, user_code
 from edgekit.models.reads import recorded
 from edgekit.plan import KEPT, STAGES, Built, Plan, restore
 from edgekit.recipe import Recipe, Tolerance
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.device import describe, threads_here
+from edgekit.runtime.preprocess import Sample, stack
 from edgekit.runtime.verify import verify_golden
-from edgekit.stages import Artifact, Exported, Network, Segments, Stage, Step, Tuned
+from edgekit.stages import Artifact, Exported, Network, Segments, Stage, Step, Tensors, Tuned
 from edgekit.stages.build import Build
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
@@ -144,12 +145,12 @@ class _Run:
         self.target = plan.target
         self.progress = progress
         self.backend = backend_for(plan.target.engine)
-        self.source = plan.recipe.manifest_input("")
+        self.inputs = plan.recipe.manifest_inputs({})
         self.splits: dict[str, Split] = {}
         self.answers: dict[str, list[Array]] = {}
         self.policy: Policy | None = None
         self.exported: Exported | None = None
-        self.sample = torch.empty(0)
+        self.sample: Tensors = torch.empty(0)
         self.stages: list[dict[str, Any]] = []
         self.checks: list[Agreement] = []
         self._data = ""
@@ -174,11 +175,11 @@ class _Run:
             model = load_model(self.recipe)
             checked, accepted = self._checked(), self._accepted()
             # torch.export fixes a batch of one, so a single sample stands twice.
-            pair = np.stack([checked.tensor(row % len(checked), self.source) for row in range(2)])
-            self.sample = torch.from_numpy(pair)
+            pair = [checked.tensor(row % len(checked), self.inputs) for row in range(2)]
+            self.sample = to_torch(stack(pair))
             module = find_exits(self.recipe, model, self.sample)
             network = Network(module, self.recipe.exits, self.sample)
-            demand_range(network, self.source)
+            demand_range(network, self.inputs, pair[0])
             step("reference")
             tuned = self.recipe.policy.tune is not None
             rows = {
@@ -186,7 +187,7 @@ class _Run:
                 accepted.name: None,
             }
             for name, most in rows.items():
-                batches = self.splits[name].batches(self.source, most=most)
+                batches = self.splits[name].batches(self.inputs, most=most)
                 self.answers[name] = model_logits(network, batches)
         self.plan.learn(reads)
         return network
@@ -213,7 +214,9 @@ class _Run:
             if isinstance(given, Segments | Tuned) and given is not artifact:
                 step("check against PyTorch")
                 segments = given.segments if isinstance(given, Tuned) else given
-                make = runner_for(segments, self.recipe.manifest_input(segments.input), self.target)
+                make = runner_for(
+                    segments, self.recipe.manifest_inputs(segments.inputs), self.target
+                )
                 reference = self._reference(stage.name, self._checked(), self.recipe.check.samples)
                 self.checks.append(reference.check(stage.name, segments, self.exported, make))
         if stage.name in KEPT:
@@ -222,7 +225,7 @@ class _Run:
 
     def error_of(self, segments: Segments[bytes], name: str) -> float:
         """See `edgekit.stages.optimize.ErrorOf`."""
-        make = runner_for(segments, self.recipe.manifest_input(segments.input), self.target)
+        make = runner_for(segments, self.recipe.manifest_inputs(segments.inputs), self.target)
         reference = self._reference("optimize", self._checked(), self.recipe.check.samples)
         return reference.error_of(segments, name, make)
 
@@ -236,8 +239,8 @@ class _Run:
     def chain(self, segments: Segments[bytes]) -> Chain:
         """The chain of these segments, for its logits alone: any thresholds will do."""
         policy = self.recipe.manifest_policy((1.0,) * (len(segments.exits) - 1))
-        source = self.recipe.manifest_input(segments.input)
-        return chain_of(segments, segments.chain, source, (), policy, self.target)
+        inputs = self.recipe.manifest_inputs(segments.inputs)
+        return chain_of(segments, segments.chain, inputs, (), policy, self.target)
 
     def reach(self) -> Policy:
         """Who reaches a segment while it is quantized: by what the goal comes to in PyTorch."""
@@ -284,7 +287,7 @@ class _Run:
     def _load_data(self) -> None:
         set_up(self.recipe)  # Data and model may come out of one file.
         self.splits = load_splits(self.recipe)
-        self._data = check_disjoint(self.splits, self.source)
+        self._data = check_disjoint(self.splits, self.inputs)
 
     def _checked(self) -> Split:
         """The split that stages are checked on."""
@@ -299,8 +302,8 @@ class _Run:
         logits = [one[:most] for one in self.answers[split.name]]
         policy = self.policy or even_policy(self.recipe.manifest_policy(()), logits)
 
-        def batches() -> Iterator[Array]:
-            return split.batches(self.source, most=len(logits[-1]))
+        def batches() -> Iterator[Sample]:
+            return split.batches(self.inputs, most=len(logits[-1]))
 
         return Reference(self.recipe.exits, logits, batches, policy, self._limits(stage))
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,7 @@ __all__ = [
     "load_recipe",
 ]
 
+_NAME_CHARS = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -141,7 +143,7 @@ class Image(Strict):
 
 
 class Input(Strict):
-    """What the network takes: one tensor, a batch in front of `shape`."""
+    """What the network takes: a tensor, a batch in front of `shape`."""
 
     shape: tuple[Size, ...] = Field(min_length=1, max_length=7)
     dtype: Literal["float32", "int32", "int64"] = "float32"
@@ -309,7 +311,10 @@ class Recipe(Strict):
 
     name: str
     model: Model
-    input: Input
+    input: Input | None = None
+    """The network's only input, given to `forward` in the first place."""
+    inputs: dict[str, Input] | None = None
+    """Two or more inputs, given to `forward` by name."""
     labels: tuple[str, ...] | None = None
     """The classes' names, in order; their numbers if left out."""
     places: tuple[ExitPlace, ...] = Field(alias="exits", min_length=1)
@@ -360,10 +365,37 @@ class Recipe(Strict):
             policy.criterion, thresholds, policy.combine, weights or None, policy.otherwise
         )
 
-    def manifest_input(self, tensor: str) -> manifest.Input:
-        """The input as the manifest states it; `tensor` is its name in the graph."""
-        image = manifest.Image(**self.input.image.model_dump()) if self.input.image else None
-        return manifest.Input(tensor, self.input.dtype, self.input.shape, image, self.input.range)
+    def manifest_inputs(self, tensors: Mapping[str, str]) -> tuple[manifest.Input, ...]:
+        """The inputs as the manifest states them; `tensors` has their names in the graph, if any.
+
+        By the inputs' names, of which a single one is called `input`.
+        """
+        only = {manifest.ONLY_INPUT: self.input} if self.input else {}
+        found = []
+        for name, one in (self.inputs or only).items():
+            image = manifest.Image(**one.image.model_dump()) if one.image else None
+            found.append(
+                manifest.Input(tensors.get(name, ""), one.dtype, one.shape, image, one.range, name)
+            )
+        return tuple(found)
+
+    @model_validator(mode="after")
+    def _one_input_or_several(self) -> "Recipe":
+        if (self.input is None) == (self.inputs is None):
+            raise ValueError("give input for a network of one input, or inputs for several")
+        if self.inputs is None:
+            return self
+        if len(self.inputs) < 2:
+            raise ValueError("inputs has fewer than two; one alone is `input`")
+        for name in self.inputs:
+            if not name.isidentifier() or len(name) > _NAME_CHARS:
+                raise ValueError(f"inputs: {name!r} is no name of an argument of forward")
+            if name in self.model.arguments:
+                raise ValueError(f"inputs: {name!r} is given in model.arguments already")
+        for split in ("calibration", "tuning", "test"):
+            if (source := getattr(self.data, split)) and source.folder is not None:
+                raise ValueError(f"data.{split}: a folder of images has one input, not several")
+        return self
 
     @field_validator("places")
     @classmethod

@@ -40,7 +40,7 @@ class World:
 
     def check(self, segments, **limits):
         recipe = load_recipe("digits", {"input.shape": [1, 4, 4]})
-        make = runner_for(segments, recipe.manifest_input("x"), load_target("host"))
+        make = runner_for(segments, recipe.manifest_inputs({"input": "x"}), load_target("host"))
         return self.reference(**limits).check("lower", segments, self.exported, make)
 
 
@@ -150,7 +150,7 @@ def tight_threshold(world, broken) -> float:
     from edgekit.runtime.criteria import CRITERIA
 
     recipe = load_recipe("digits", {"input.shape": [1, 4, 4]})
-    make = runner_for(broken, recipe.manifest_input("x"), load_target("host"))
+    make = runner_for(broken, recipe.manifest_inputs({"input": "x"}), load_target("host"))
     run = make(broken.chain)
     ours = np.concatenate([run(batch)[broken.chain[0].logits["first"]] for batch in SAMPLES])
     theirs = world.reference().logits[0]
@@ -169,7 +169,7 @@ def test_accuracies_and_rates_are_of_the_model(world):
 
 def error_of(world, segments, name: str, make=None) -> float:
     recipe = load_recipe("digits", {"input.shape": [1, 4, 4]})
-    make = make or runner_for(segments, recipe.manifest_input("x"), load_target("host"))
+    make = make or runner_for(segments, recipe.manifest_inputs({"input": "x"}), load_target("host"))
     return world.reference().error_of(segments, name, make)
 
 

@@ -17,8 +17,8 @@ from edgekit.recipe import load_recipe
 
 Array = npt.NDArray[Any]
 
-GREY = Input("x", "float32", (1, 8, 8), Image("L", None, None, 1.0, (0.0,), (1.0,)))
-PLAIN = Input("x", "float32", (2,), None)
+GREY = (Input("x", "float32", (1, 8, 8), Image("L", None, None, 1.0, (0.0,), (1.0,))),)
+PLAIN = (Input("x", "float32", (2,), None),)
 
 
 def noise(seed: int, count: int) -> Array:
@@ -38,7 +38,7 @@ def load(recipe: Path, **data: Any) -> dict[str, Split]:
     found = load_recipe(str(recipe), {**overrides, "data": sources})
     with user_code(found.folder):
         splits = load_splits(found)
-        check_disjoint(splits, found.manifest_input(""))
+        check_disjoint(splits, found.manifest_inputs({}))
         return splits
 
 

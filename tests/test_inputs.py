@@ -137,7 +137,7 @@ def test_tokens_are_quantized_although_a_mask_of_minus_infinity_is_added(
         load_target("host", {"precision": precision}),
         tmp_path / "out",
     )
-    assert built.manifest.input.dtype == "int64"
+    assert built.manifest.inputs[0].dtype == "int64"
     (check,) = (one for one in built.evidence["checks"] if one["stage"] == "verify")
     assert check["max_relative_error"] < 0.2
     chain = Chain.load(tmp_path / "out")
@@ -238,5 +238,214 @@ def test_a_range_without_zero_is_warmed_up_and_measured_inside_it(tokens_recipe,
 def test_an_input_of_integers_says_its_range(tokens_recipe, given, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(tokens_recipe), {"input": {"shape": [10], **given}})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TWO = '''
+import numpy as np
+import torch
+from torch import nn
+
+
+class Two(nn.Module):
+    """The vector joins behind the first exit; its arguments are not in the recipe's order."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.meta = nn.Linear(5, 8)
+        self.early, self.late = nn.Linear(512, 4), nn.Linear(512 + 8, 4)
+
+    def forward(self, meta, image):
+        x = torch.relu(self.a(image))
+        early = self.early(x.flatten(1))
+        x = torch.relu(self.b(x)).flatten(1)
+        return early, self.late(torch.cat([x, torch.relu(self.meta(meta))], dim=1))
+
+
+def model():
+    torch.manual_seed(0)
+    return Two()
+
+
+def samples(seed, count=40):
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+    meta = generator.standard_normal((count, 5)).astype(np.float32)
+    return {"image": pixels, "meta": meta}, generator.integers(0, 4, count)
+'''
+
+TWO_RECIPE = """
+name: two
+model: {factory: "two.py:model"}
+inputs:
+  image: {shape: [1, 8, 8], image: {mode: L, mean: [0.5], std: [0.25]}}
+  meta: {shape: [5]}
+exits: [early, late]
+policy: {thresholds: 0.32}
+data:
+  calibration: {factory: "two.py:samples", args: {seed: 1}}
+  tuning: {factory: "two.py:samples", args: {seed: 2}}
+  test: {factory: "two.py:samples", args: {seed: 3}}
+"""
+
+IMAGE, META = np.zeros((1, 8, 8), np.float32), np.zeros(5, np.float32)
+
+
+@pytest.fixture
+def two_recipe(tmp_path: Path) -> Path:
+    return write(tmp_path / "two", "two", TWO, TWO_RECIPE)
+
+
+@pytest.fixture(scope="module")
+def two_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(folder: Path) -> None:
+        recipe = write(tmp_path_factory.mktemp("recipe") / "two", "two", TWO, TWO_RECIPE)
+        build(load_recipe(str(recipe)), load_target("host"), folder)
+
+    return once(tmp_path_factory, "built-two", make)
+
+
+def test_a_chain_of_two_inputs_is_the_models(two_bundle, two_recipe):
+    bundle = read_bundle(two_bundle)
+    chain = Chain.from_bundle(bundle)
+    batch, _ = load_test_data(bundle)
+    expected = eager(two_recipe, **{name: torch.from_numpy(one) for name, one in batch.items()})
+    for ours, theirs in zip(chain.logits(batch).values(), expected, strict=True):
+        assert differences(ours, theirs)[1] < 1e-5
+    together = chain.many(batch)
+    assert {one.exit for one in together} == {"early", "late"}
+    alone = [chain({name: one[row] for name, one in batch.items()}) for row in range(40)]
+    assert [one[:3] for one in alone] == [one[:3] for one in together]
+    assert [one[:3] for one in chain(batch)] == [one[:3] for one in together]
+    assert (
+        chain.one(dict(reversed({name: one[0] for name, one in batch.items()}.items())))[:3]
+        == (together[0][:3])
+    )
+
+
+def test_golden_samples_have_a_file_for_each_input(two_bundle):
+    manifest = read_bundle(two_bundle).manifest
+    assert manifest.golden.samples[0].inputs == {
+        "image": "golden/000-image.png",
+        "meta": "golden/000-meta.npy",
+    }
+    assert [one.name for one in manifest.inputs] == ["image", "meta"]
+
+
+def test_two_inputs_are_quantized_by_name(two_recipe, tmp_path):
+    built = build(
+        load_recipe(str(two_recipe)), load_target("host", {"precision": "int8"}), tmp_path / "out"
+    )
+    bundle = read_bundle(tmp_path / "out")
+    batch, _ = load_test_data(bundle)
+    expected = eager(two_recipe, **{name: torch.from_numpy(one) for name, one in batch.items()})
+    for ours, theirs in zip(
+        Chain.from_bundle(bundle).logits(batch).values(), expected, strict=True
+    ):
+        assert differences(ours, theirs)[1] < 0.15
+    notes = next(one["notes"] for one in built.evidence["stages"] if one["name"] == "quantize")
+    assert notes["integer_share"]["chain"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ({"image": IMAGE}, "the network takes image, meta; missing is meta"),
+        ({"image": IMAGE, "mata": META}, "missing is meta; it takes no mata"),
+        ({"image": IMAGE, "meta": META, "x": META}, "it takes no x"),
+        (IMAGE, "2 inputs, by name: image, meta; found one array"),
+        ({"image": IMAGE, "meta": META[:4]}, "meta: expected float32 [5]"),
+        ({"image": IMAGE, "meta": META.astype(float)}, "found float64 [5]"),
+        ({"image": META, "meta": IMAGE}, "image: expected float32 [1, 8, 8]"),
+        ({"image": IMAGE, "meta": np.full(5, np.inf, np.float32)}, "meta: the input is not finite"),
+    ],
+    ids=["missing", "misnamed", "one more", "no names", "shape", "dtype", "swapped", "nan"],
+)
+def test_inputs_that_do_not_fit_are_refused_by_name(two_bundle, sample, words):
+    chain = Chain.load(two_bundle)
+    refused_input(lambda: chain.one(sample), words)
+
+
+def test_a_batch_in_which_one_input_has_fewer_samples_is_refused(two_bundle):
+    batch = {"image": np.stack([IMAGE] * 3), "meta": np.stack([META] * 2)}
+    refused_input(lambda: Chain.load(two_bundle).many(batch), "found 3 of image, 2 of meta")
+
+
+def test_the_commands_take_an_npz_of_a_sample(two_bundle, tmp_path, cli):
+    pixels = np.full((8, 8), 9, np.uint8)
+    np.savez(tmp_path / "good.npz", image=pixels, meta=META)
+    np.savez(tmp_path / "bad.npz", image=pixels)
+    np.save(tmp_path / "bad.npy", IMAGE)
+    assert cli("run", two_bundle, tmp_path / "good.npz").code == 0
+    ended = cli("run", two_bundle, tmp_path / "bad.npz", tmp_path / "bad.npy")
+    assert ended.code == 1
+    assert "bad.npz: the network takes image, meta; missing is meta" in ended.err
+    assert "bad.npy: the network takes 2 inputs, by name" in ended.err
+    np.savez(tmp_path / "data.npz", image=np.stack([pixels] * 2), meta=np.ones((2, 5), np.float32))
+    assert cli("bench", two_bundle, "--rounds", "1").code == 0
+    assert cli("bench", two_bundle, "--rounds", "1", "--data", tmp_path / "data.npz").code == 0
+    assert cli("verify", two_bundle).code == 0
+    assert "meta: 5 float32" in cli("inspect", two_bundle).out
+
+
+def test_an_npz_split_has_an_array_for_each_input(two_bundle, two_recipe, tmp_path):
+    batch, labels = load_test_data(read_bundle(two_bundle))
+    np.savez(two_recipe.parent / "t.npz", **batch, labels=labels)
+    data = {"tuning": {"npz": "t.npz"}}
+    built = build(load_recipe(str(two_recipe), {"data": data}), load_target("host"), tmp_path / "o")
+    assert built.evidence["checks"][-1]["samples"] == 40
+    np.savez(two_recipe.parent / "t.npz", image=batch["image"])
+    with pytest.raises(RecipeError, match=r"data\.tuning: .*t\.npz: has no array `image`, `meta`"):
+        build(load_recipe(str(two_recipe), {"data": data}), load_target("host"), tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("np.zeros((3, 5), np.float32)", "expected arrays by name (image, meta)"),
+        ("{'image': np.zeros((3, 8, 8), np.uint8)}", "missing is meta"),
+        (
+            "{'image': np.zeros((3, 8, 8), np.uint8), 'meta': np.zeros((2, 5), np.float32)}",
+            "3 of image, 2 of meta",
+        ),
+        ("[]", "holds no sample"),
+    ],
+)
+def test_a_factory_that_does_not_give_every_input_is_refused(two_recipe, tmp_path, body, words):
+    (two_recipe.parent / "theirs.py").write_text(
+        f"import numpy as np\ndef make():\n    return {body}\n"
+    )
+    recipe = load_recipe(str(two_recipe), {"data": {"test": {"factory": "theirs.py:make"}}})
+    with pytest.raises(RecipeError) as caught:
+        build(recipe, load_target("host"), tmp_path / "out")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_that_forward_does_not_take_are_the_recipes_error(two_recipe, tmp_path):
+    text = two_recipe.read_text().replace("  meta:", "  other:")
+    two_recipe.write_text(text)
+    model = two_recipe.parent / "two.py"
+    model.write_text(model.read_text().replace('"meta": meta}', '"other": meta}'))
+    with pytest.raises(ModelError, match=r"unexpected keyword argument 'other'"):
+        build(load_recipe(str(two_recipe)), load_target("host"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"input": {"shape": [5]}}, "give input for a network of one input, or inputs for several"),
+        ({"inputs": None}, "give input for a network of one input, or inputs for several"),
+        ({"inputs": {"x": {"shape": [5]}}}, "inputs has fewer than two; one alone is `input`"),
+        ({"inputs": {"x": {"shape": [5]}, "a-b": {"shape": [5]}}}, "'a-b' is no name"),
+        ({"data": {"test": {"folder": "f"}}}, "a folder of images has one input"),
+        ({"model.arguments": {"meta": 1}}, "'meta' is given in model.arguments already"),
+    ],
+)
+def test_a_recipe_names_one_input_or_several(two_recipe, overrides, words):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(two_recipe), overrides)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

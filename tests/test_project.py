@@ -72,7 +72,7 @@ def test_every_key_of_a_metrics_line_and_every_stop_is_documented(built_tiny, tm
     from edgekit.runtime import Chain, Prediction
 
     chain = Chain.load(built_tiny, metrics=tmp_path / "metrics.jsonl")
-    chain.one(np.zeros(chain.spec.input.shape, np.float32))
+    chain.one(np.zeros(chain.spec.inputs[0].shape, np.float32))
     chain.metrics.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     (exit,) = (one for one in line["exits"] if one["count"])

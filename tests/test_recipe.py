@@ -24,14 +24,14 @@ def test_a_recipe_means_what_it_says(tiny_recipe: Path) -> None:
     assert recipe.exits == ("first", "second", "last")
     assert recipe.thresholds == (0.30, 0.29)
     assert recipe.folder == tiny_recipe.parent
-    assert recipe.manifest_input("x") == manifest.Input(
+    assert recipe.manifest_inputs({"input": "x"})[0] == manifest.Input(
         "x", "float32", (1, 8, 8), manifest.Image("L", None, None, 1 / 255, (0.5,), (0.25,))
     )
 
 
 def test_an_input_without_an_image_has_none_in_the_manifest(tiny_recipe: Path) -> None:
     recipe = load_recipe(str(tiny_recipe), {"input.image": None})
-    assert recipe.manifest_input("x").image is None
+    assert recipe.manifest_inputs({"input": "x"})[0].image is None
 
 
 def test_the_folder_gives_the_name_where_the_recipe_does_not(tiny_recipe: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_shape_holds_sizes(tiny_recipe: Path, size: int) -> None:
     assert "input.shape" in refused(tiny_recipe, {"input.shape": [1, 8, size]})
 
 
-@pytest.mark.parametrize("key", ["model", "input", "exits"])
+@pytest.mark.parametrize("key", ["model", "exits"])
 def test_a_missing_key_is_named(tiny_recipe: Path, key: str) -> None:
     kept = [line for line in tiny_recipe.read_text().splitlines() if not line.startswith(key)]
     tiny_recipe.write_text("\n".join(kept))

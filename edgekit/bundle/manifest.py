@@ -29,6 +29,7 @@ __all__ = [
     "EVIDENCE_NAME",
     "FORMAT_VERSION",
     "MANIFEST_NAME",
+    "ONLY_INPUT",
     "Baselines",
     "Exit",
     "File",
@@ -72,13 +73,16 @@ DTYPES = {
 }
 """Bytes of the element types that may cross a boundary, by their numpy names."""
 
+ONLY_INPUT = "input"
+"""The name of an input that has no others beside it."""
+
 INPUT_DTYPES = ("float32", "int32", "int64")
 """What a network's input may hold."""
 
 DEPLOYED = (
     "format_version",
     "target",
-    "input",
+    "inputs",
     "labels",
     "policy",
     "variants",
@@ -218,8 +222,9 @@ class Image:
 
 @dataclass(frozen=True)
 class Input:
-    """The network's input: the tensor's name, dtype and shape without the batch.
+    """An input of the network: the tensor's name, dtype and shape without the batch.
 
+    `name` is how a sample names it where there are several; a single one is called `input`.
     `range` is the least and the greatest value that an input of integers may hold; None for floats.
     """
 
@@ -228,6 +233,7 @@ class Input:
     shape: tuple[int, ...]
     image: Image | None
     range: tuple[int, int] | None = None
+    name: str = ONLY_INPUT
 
 
 @dataclass(frozen=True)
@@ -260,9 +266,9 @@ class Requirements:
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """A sample as a user would have it, by path, and the policy's decision on it."""
+    """A sample as a user would have it, a path by each input's name, and the policy's decision."""
 
-    input: str
+    inputs: dict[str, str]
     exit: str
     class_index: int
     confidence: float
@@ -285,11 +291,11 @@ class Golden:
 class TestData:
     """The test split as paths of arrays.
 
-    `inputs` is `[samples, ...]`: pixels where the input is an image, else tensors. `labels` is
-    int64 `[samples]`, or absent.
+    `inputs` has, by each input's name, `[samples, ...]`: pixels where it is an image, else tensors.
+    `labels` is int64 `[samples]`, or absent.
     """
 
-    inputs: str
+    inputs: dict[str, str]
     labels: str | None
     samples: int
 
@@ -302,7 +308,7 @@ class Manifest:
     bundle_id: str
     name: str
     target: Target
-    input: Input
+    inputs: tuple[Input, ...]
     labels: tuple[str, ...]
     policy: Policy
     variants: tuple[Variant, ...]
@@ -329,13 +335,13 @@ class Manifest:
         raise BundleError(f"the bundle has no variant {name!r}; it has {known}")
 
 
-def boundaries(source: str, parts: Sequence[Part]) -> list[list[str]]:
+def boundaries(sources: Sequence[str], parts: Sequence[Part]) -> list[list[str]]:
     """Per part of a chain, the tensors known after it that a later part reads: what crosses.
 
-    `source` names the network's input, which crosses as well where a later part reads it.
+    `sources` names the network's inputs, which cross as well where a later part reads them.
     """
     result = []
-    known = [source]
+    known = [*sources]
     for index, part in enumerate(parts):
         known += part.outputs
         later = {name for after in parts[index + 1 :] for name in after.inputs}
@@ -400,8 +406,12 @@ def parse_manifest(raw: bytes) -> Manifest:
     manifest: Manifest = _decode(Manifest, document, MANIFEST_NAME)
     if identify(document) != manifest.bundle_id:
         raise BundleError(f"{MANIFEST_NAME}: bundle_id does not match what it covers; rebuild it")
+    names = [one.name for one in manifest.inputs]
+    if not names or len(set(names)) != len(names):
+        raise BundleError(f"{MANIFEST_NAME}: has no inputs, or two of one name; rebuild it")
     _check_files(manifest)
-    _check_input(manifest.input)
+    for one in manifest.inputs:
+        _check_input(one)
     for variant in manifest.variants:
         _check_variant(manifest, variant)
     if not manifest.variants:
@@ -450,9 +460,15 @@ def _check_files(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST_NAME}: golden.max_relative_error lies outside 0 to 1")
     if manifest.target.threads < 1:
         raise BundleError(f"{MANIFEST_NAME}: target.threads is {manifest.target.threads}")
-    named = {one.input for one in manifest.golden.samples} | set(manifest.golden.logits.values())
+    samples = [one.inputs for one in manifest.golden.samples]
+    named = set(manifest.golden.logits.values())
     if manifest.test_data:
-        named |= {manifest.test_data.inputs, manifest.test_data.labels or manifest.test_data.inputs}
+        samples.append(manifest.test_data.inputs)
+        named |= {manifest.test_data.labels} if manifest.test_data.labels else set()
+    for paths in samples:
+        if paths.keys() != {one.name for one in manifest.inputs}:
+            raise BundleError(f"{MANIFEST_NAME}: a sample has other inputs: {', '.join(paths)}")
+        named |= set(paths.values())
     if missing := named - listed:
         raise BundleError(f"{MANIFEST_NAME}: {min(missing)!r} is used but not listed; rebuild it")
 
@@ -496,9 +512,9 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
         sizes = [size or 0 for size in spec.shape[1:]]
         if not plain or spec.shape[0] is not None or min(sizes, default=1) < 1:
             raise BundleError(f"{where}: tensor {name!r} is {spec.dtype} {list(spec.shape)}")
-    source = manifest.input
-    if variant.tensors.get(source.tensor) != TensorSpec(source.dtype, (None, *source.shape)):
-        raise BundleError(f"{where}: no tensor {source.tensor!r} like the input")
+    for source in manifest.inputs:
+        if variant.tensors.get(source.tensor) != TensorSpec(source.dtype, (None, *source.shape)):
+            raise BundleError(f"{where}: no tensor {source.tensor!r} like the input")
     if problem := manifest.policy.problem(len(variant.exits)):
         raise BundleError(f"{where}: {problem}")
     if manifest.golden.logits.keys() != set(variant.exits):
@@ -508,7 +524,7 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
         raise BundleError(f"{where}: has {len(pairs)} pairs of baselines; rebuild it")
     chains = [variant.segments, (pairs[0].plain,), (pairs[0].whole,)]
     for chain in chains:
-        known, exits = {source.tensor}, []
+        known, exits = {source.tensor for source in manifest.inputs}, []
         for segment in chain:
             if absent := [name for name in segment.inputs if name not in known]:
                 raise BundleError(f"{where}: {segment.name} reads {absent[0]!r} before it is there")

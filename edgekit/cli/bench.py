@@ -20,7 +20,8 @@ def bench(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="An .npz file with `inputs` and `labels`.", show_default="the bundle's own"
+            help="An .npz file with `inputs` (or each input's array) and `labels`.",
+            show_default="the bundle's own",
         ),
     ] = None,
     beside: Annotated[
@@ -41,7 +42,7 @@ def bench(
     other = None if policy is None else other_policy(policy, found.manifest)
     others = [read_bundle(one) for one in beside]
     if data is not None:
-        samples, labels = read_npz(data)
+        samples, labels = read_npz(data, found.manifest.inputs)
         inputs = library.to_tensors(found, samples)
     elif (carried := library.load_test_data(found)) is not None:
         inputs, labels = carried

@@ -143,7 +143,7 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> 
         ],
     )
     terminal.line()
-    print_segments(terminal, manifest.variant(), manifest.input.tensor)
+    print_segments(terminal, manifest.variant(), [x.tensor for x in manifest.inputs])
     notes = {stage["name"]: stage["notes"] for stage in evidence["stages"]}
     _print_results(terminal, notes)
     for dropped in notes["optimize"]["dropped"]:

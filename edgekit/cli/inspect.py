@@ -26,7 +26,7 @@ def inspect(
     if Path(path).is_dir():
         manifest = read_bundle(path).manifest
         _print_bundle(terminal, manifest)
-        variant, source = manifest.variant(), manifest.input.tensor
+        variant, sources = manifest.variant(), [one.tensor for one in manifest.inputs]
         more: dict[str, Any] = {
             "bundle_id": manifest.bundle_id,
             "policy": dataclasses.asdict(manifest.policy),
@@ -37,12 +37,13 @@ def inspect(
             from edgekit import pipeline
         found, warning = pipeline.inspect(recipe, the_target, StageProgress(terminal))
         segments = tuple(part.record() for part in found.chain)
-        variant, source = Variant("default", found.exits, found.tensors, segments), found.input
+        variant = Variant("default", found.exits, found.tensors, segments)
+        sources = list(found.inputs.values())
         more = {"warning": warning}
         terminal.line(f"\n{recipe.name}: {len(found.exits)} exits, {', '.join(found.exits)}\n")
         if warning:
             terminal.line(f"Note: {warning}\n")
-    print_segments(terminal, variant, source)
+    print_segments(terminal, variant, sources)
     total = sum(segment.macs for segment in variant.segments) or 1
     shares = []
     done = 0
@@ -54,14 +55,16 @@ def inspect(
 
 
 def _print_bundle(terminal: Terminal, manifest: Manifest) -> None:
-    target, source = manifest.target, manifest.input
-    size = "x".join(str(one) for one in source.shape)
+    target = manifest.target
     terminal.line(f"{manifest.name} for {target.name}, {manifest.bundle_id[:12]}")
     terminal.line(f"  engine    {target.engine}, {target.precision}, threads: {target.threads}")
-    more = " from images" if source.image else ""
-    if source.range is not None:
-        more = f", {source.range[0]} to {source.range[1]}"
-    terminal.line(f"  input     {size} {source.dtype}{more}")
+    for source in manifest.inputs:
+        size = "x".join(str(one) for one in source.shape)
+        name = f"{source.name}: " if len(manifest.inputs) > 1 else ""
+        more = " from images" if source.image else ""
+        if source.range is not None:
+            more = f", {source.range[0]} to {source.range[1]}"
+        terminal.line(f"  input     {name}{size} {source.dtype}{more}")
     terminal.line(f"  classes   {len(manifest.labels)}")
     terminal.line(f"  policy    {policy_text(manifest.policy, manifest.variant().exits)}")
     own, *others = manifest.requirements.packages

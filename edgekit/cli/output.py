@@ -54,13 +54,13 @@ def bytes_text(size_bytes: int) -> str:
     return f"{size:.3g} GB"
 
 
-def print_segments(terminal: "Terminal", variant: Variant, source: str) -> None:
+def print_segments(terminal: "Terminal", variant: Variant, sources: Sequence[str]) -> None:
     """A table of a chain's segments: what each holds, and what crosses the cut behind it.
 
-    `source` names the network's input.
+    `sources` names the network's inputs.
     """
     rows = []
-    crossings = boundaries(source, variant.segments)
+    crossings = boundaries(sources, variant.segments)
     for segment, crossing in zip(variant.segments, crossings, strict=True):
         rows.append(
             [

@@ -14,14 +14,16 @@ from edgekit.cli.policy import PolicyOption, other_policy
 from edgekit.errors import InputError
 from edgekit.runtime import Chain, Metrics
 from edgekit.runtime.deadline import budget_ns
-from edgekit.runtime.preprocess import blank
+from edgekit.runtime.preprocess import blank, stack
 
 __all__ = ["run"]
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    files: Annotated[list[Path], typer.Argument(help="Images, or .npy arrays.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Images, .npy arrays, or .npz files of several inputs.")
+    ],
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads.", show_default="the target's, at most the cores here"),
@@ -45,16 +47,15 @@ def run(
     chain = Chain.from_bundle(found_bundle, threads=threads)
     if policy is not None:
         chain = chain.with_policy(other_policy(policy, found_bundle.manifest))
-    source = found_bundle.manifest.input
     # The first run also makes the engine's buffers: not what is timed or counted.
-    chain.logits(blank(source)[None])
+    chain.logits(stack([blank(chain.spec.inputs)]))
     rows: list[list[str]] = []
     report: list[dict[str, Any]] = []
     failed = False
-    with ExitStack() as stack:
+    with ExitStack() as opened:
         if metrics is not None:
             refuse_inside_a_bundle(metrics)
-            counted = stack.enter_context(Metrics(chain, metrics))
+            counted = opened.enter_context(Metrics(chain, metrics))
         for file in files:
             try:
                 x = chain.read(file)

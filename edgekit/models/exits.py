@@ -12,13 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from edgekit.bundle.manifest import ONLY_INPUT
 from edgekit.errors import EdgekitError, ModelError, RecipeError, describe_failure
 from edgekit.models.heads import make_head
 from edgekit.models.load import way_out
 from edgekit.models.steer import Question, Replay, Steering
 from edgekit.recipe import ExitPlace, Recipe
+from edgekit.runtime.preprocess import Sample, by_name
+from edgekit.stages import Tensors
 
-__all__ = ["Exits", "eager_logits", "find_exits"]
+__all__ = ["Exits", "eager_logits", "find_exits", "to_numpy", "to_torch"]
 
 _MOST_WAYS = 64
 """Ways through a `forward` that are tried; a chain of exits has one more than it has exits."""
@@ -55,8 +58,11 @@ class Exits(nn.Module):
         self.heads = nn.ModuleDict()
         self.questions: list[Question] = []
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits `[batch, classes]` per exit. Raises ModelError where they are not the recipe's."""
+    def forward(self, x: Tensors) -> tuple[torch.Tensor, ...]:
+        """Logits `[batch, classes]` per exit, of one input or several by their names.
+
+        Raises ModelError where they are not the recipe's.
+        """
         with Replay(self.questions) if self.questions else nullcontext(), self.watched() as seen:
             returned = self.call(x)
         outputs = self.outputs(returned, seen)
@@ -68,10 +74,12 @@ class Exits(nn.Module):
                 )
         return tuple(outputs[name] for name in self.names)
 
-    def call(self, x: torch.Tensor) -> Any:
+    def call(self, x: Tensors) -> Any:
         """What the model itself returns."""
         # The module, not its forward: a user's own hooks are run then.
         called = self.model if self.method == "forward" else getattr(self.model, self.method)
+        if isinstance(x, dict):
+            return called(**x, **self.arguments)
         return called(x, **self.arguments)
 
     @contextmanager
@@ -159,7 +167,7 @@ class Exits(nn.Module):
         return keep
 
 
-def find_exits(recipe: Recipe, model: nn.Module, sample: torch.Tensor) -> Exits:
+def find_exits(recipe: Recipe, model: nn.Module, sample: Tensors) -> Exits:
     """The recipe's exits in the model, with their heads; to be called inside `user_code`.
 
     `sample` is a batch of real inputs, on which `forward` is run to its end. Where it decides on
@@ -186,7 +194,7 @@ def find_exits(recipe: Recipe, model: nn.Module, sample: torch.Tensor) -> Exits:
     return exits
 
 
-def eager_logits(module: nn.Module, batch: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+def eager_logits(module: nn.Module, batch: Sample) -> list[npt.NDArray[Any]]:
     """What the model in PyTorch says of a batch: logits float32 `[batch, classes]` per exit.
 
     Raises ModelError, with the place in the user's code, where the model fails.
@@ -194,12 +202,27 @@ def eager_logits(module: nn.Module, batch: npt.NDArray[Any]) -> list[npt.NDArray
     try:
         with torch.no_grad():
             # A copy: a model may work in place on its input.
-            logits = module(torch.from_numpy(np.array(batch)))
+            logits = module(to_torch(batch))
     except EdgekitError:
         raise
     except (Exception, SystemExit) as error:
-        raise _failed(batch.shape, error) from error
+        raise _failed(batch, error) from error
     return [one.float().numpy() for one in logits]
+
+
+def to_torch(batch: Sample) -> Tensors:
+    """A batch as tensors of its own, in the form that `Exits` takes."""
+    if isinstance(batch, Mapping):
+        # By name, so that export and split find the same order whatever the recipe's.
+        return {name: torch.from_numpy(np.array(batch[name])) for name in sorted(batch)}
+    return torch.from_numpy(np.array(batch))
+
+
+def to_numpy(batch: Tensors) -> Sample:
+    """The reverse of `to_torch`, without a copy."""
+    if isinstance(batch, dict):
+        return {name: one.numpy() for name, one in batch.items()}
+    return batch.numpy()
 
 
 @dataclass(frozen=True)
@@ -222,11 +245,11 @@ class _Way:
         return [one for one in self.questions if one.answer is not None]
 
 
-def _walk(exits: Exits, x: torch.Tensor, answers: Sequence[bool] | None) -> _Way:
+def _walk(exits: Exits, x: Tensors, answers: Sequence[bool] | None) -> _Way:
     """Run the model with these answers, or left to itself."""
     # A copy: a model may work in place on its input.
-    x = x.clone()
-    steering = None if answers is None else Steering(answers, [x])
+    x = _cloned(x)
+    steering = None if answers is None else Steering(answers, list(by_name(x).values()))
     error: EdgekitError | None = None
     returned = None
     with exits.watched() as seen:
@@ -236,7 +259,7 @@ def _walk(exits: Exits, x: torch.Tensor, answers: Sequence[bool] | None) -> _Way
         except EdgekitError as refusal:
             error = refusal
         except (Exception, SystemExit) as failure:
-            error = _failed(x.shape, failure)
+            error = _failed(x, failure)
     failed = error is not None
     logits = exits.captured(seen)
     if not failed:
@@ -249,7 +272,7 @@ def _walk(exits: Exits, x: torch.Tensor, answers: Sequence[bool] | None) -> _Way
     return _Way(steering.questions if steering else [], logits, seen, error, failed)
 
 
-def _whole_way(exits: Exits, x: torch.Tensor) -> _Way:
+def _whole_way(exits: Exits, x: Tensors) -> _Way:
     """The first way on which every exit is come by, depth first; two directions per decision."""
     stack: list[tuple[bool, ...]] = [()]
     best: _Way | None = None
@@ -278,10 +301,10 @@ def _whole_way(exits: Exits, x: torch.Tensor) -> _Way:
     raise best.error
 
 
-def _demand_independence(exits: Exits, x: torch.Tensor) -> None:
+def _demand_independence(exits: Exits, x: Tensors) -> None:
     """Refuse an exit whose logits depend on what was answered, not only whether it is reached."""
     with torch.no_grad():
-        whole = dict(zip(exits.names, exits(x.clone()), strict=True))
+        whole = dict(zip(exits.names, exits(_cloned(x)), strict=True))
     decisions = [one for one in exits.questions if one.answer is not None]
     if len(decisions) > _MOST_WAYS:
         raise ModelError(
@@ -293,10 +316,11 @@ def _demand_independence(exits: Exits, x: torch.Tensor) -> None:
     for index, decision in enumerate(decisions):
         other = _walk(exits, x, [*answers[:index], not answers[index], *answers[index + 1 :]])
         _demand_same(exits, whole, other, decision.place)
-    for row in range(len(x)):
+    for row in range(len(next(iter(by_name(x).values())))):
+        one = _cloned(x, slice(row, row + 1))
         with torch.no_grad():
-            alone = dict(zip(exits.names, exits(x[row : row + 1].clone()), strict=True))
-        _demand_same(exits, alone, _walk(exits, x[row : row + 1], None), decisions[0].place)
+            alone = dict(zip(exits.names, exits(_cloned(one)), strict=True))
+        _demand_same(exits, alone, _walk(exits, one, None), decisions[0].place)
 
 
 def _demand_same(exits: Exits, whole: dict[str, torch.Tensor], other: _Way, place: str) -> None:
@@ -366,7 +390,7 @@ def _miscounted(place: ExitPlace, calls: int) -> str:
     return f"{where} runs {calls} times; say which it is with call: 0 to {calls - 1}"
 
 
-def _why_silent(exits: Exits, place: ExitPlace, x: torch.Tensor) -> str:
+def _why_silent(exits: Exits, place: ExitPlace, x: Tensors) -> str:
     """Why a module never runs, as far as that can be seen, as words to put behind that it does."""
     assert place.hooked is not None  # noqa: S101  (asked by the caller)
     module = exits.model.get_submodule(place.hooked)
@@ -383,7 +407,7 @@ def _why_silent(exits: Exits, place: ExitPlace, x: torch.Tensor) -> str:
     return f", nor in train(): {exits.method} does not call it"
 
 
-def _running(exits: Exits, modules: list[str], x: torch.Tensor) -> list[str]:
+def _running(exits: Exits, modules: list[str], x: Tensors) -> list[str]:
     """Which of these modules run."""
     watching = Exits(
         exits.model,
@@ -403,9 +427,19 @@ def _classes(recipe: Recipe, logits: Mapping[str, torch.Tensor]) -> int:
     return logits[recipe.exits[-1]].shape[-1]
 
 
-def _failed(shape: Sequence[int], error: BaseException) -> ModelError:
+def _cloned(x: Tensors, rows: slice = slice(None)) -> Tensors:
+    """A copy of a batch, or of some of its samples."""
+    if isinstance(x, dict):
+        return {name: one[rows].clone() for name, one in x.items()}
+    return x[rows].clone()
+
+
+def _failed(batch: Sample | Tensors, error: BaseException) -> ModelError:
+    named: Mapping[str, Any] = by_name(batch)
+    shapes = " and ".join(f"{name} {list(one.shape)}" for name, one in named.items())
+    shapes = shapes.removeprefix(f"{ONLY_INPUT} ")
     failure = ModelError(
-        f"the model fails on an input {list(shape)}: {describe_failure(error)}{way_out(error)}"
+        f"the model fails on an input {shapes}: {describe_failure(error)}{way_out(error)}"
     )
     failure.__cause__ = error
     return failure

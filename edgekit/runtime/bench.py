@@ -24,6 +24,7 @@ from edgekit.runtime.chain import Chain, ChainSpec, Prediction
 from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
+from edgekit.runtime.preprocess import Sample
 from edgekit.runtime.verify import load_array
 
 __all__ = ["bench", "latency_summary", "load_test_data", "verdict"]
@@ -89,7 +90,7 @@ class _Segments:
 
 def bench(
     bundle: Bundle,
-    inputs: Array,
+    inputs: Sample,
     labels: Array | None,
     *,
     threads: int | None = None,
@@ -100,17 +101,19 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the bundle's chain, its `plain` and `whole` networks and the chains of `beside`.
 
-    `inputs` are prepared tensors `[samples, *shape]`, `labels` int64 `[samples]` or None. Each
-    sample is measured `rounds` times. The chain is measured under `policy`, which is the bundle's
-    own by default. Returns the report as plain data; `docs/reference.md` lists
-    its keys. Raises DeviceError where an engine fails, InputError where the samples do not fit.
+    `inputs` are prepared tensors `[samples, *shape]`, by name where there are several; `labels`
+    int64 `[samples]` or None. Each sample is measured `rounds` times. The chain is measured under
+    `policy`, which is the bundle's own by default. Returns the report as plain data;
+    `docs/reference.md` lists its keys. Raises DeviceError where an engine fails, InputError where
+    the samples do not fit.
     """
     manifest = bundle.manifest
     threads = threads or threads_here(manifest.target.threads)
     for other in beside:
         _demand_alike(bundle, other)
+    samples = preprocess.unstack(inputs)
     if labels is not None:
-        labels = preprocess.check_labels(labels, len(inputs), len(manifest.labels))
+        labels = preprocess.check_labels(labels, len(samples), len(manifest.labels))
     chain = Chain.from_bundle(bundle, threads=threads)
     if policy is not None:
         chain = chain.with_policy(policy)
@@ -124,10 +127,10 @@ def bench(
     }
     for number, other in enumerate(beside):
         contenders[f"beside-{number}"] = Chain.from_bundle(other, threads=threads)
-    measured, segments, cpu_share = _measure(contenders, chain, inputs, rounds, step)
+    measured, segments, cpu_share = _measure(contenders, chain, samples, rounds, step)
 
     exits = manifest.variant().exits
-    rates = {name: measured["chain"].exits.count(name) / len(inputs) for name in exits}
+    rates = {name: measured["chain"].exits.count(name) / len(samples) for name in exits}
     bare_ms = [float(one) / 1e6 for one in segments.bare_ns.mean(axis=(0, 1))]
     predicted_ms = sum(
         rate * sum(bare_ms[: depth + 1]) for depth, rate in enumerate(rates.values())
@@ -168,7 +171,7 @@ def bench(
             for key, value in asdict(chain.spec.policy).items()
         },
         "threads": threads,
-        "samples": len(inputs),
+        "samples": len(samples),
         "rounds": rounds,
         "clock": CLOCK,
         **summary("chain"),
@@ -197,24 +200,30 @@ def bench(
     return report
 
 
-def load_test_data(bundle: Bundle) -> tuple[Array, Array | None] | None:
+def load_test_data(bundle: Bundle) -> tuple[Sample, Array | None] | None:
     """The test split that the bundle carries, as (tensors, labels); None if it carries none."""
     data = bundle.manifest.test_data
     if data is None:
         return None
     labels = load_array(bundle, data.labels) if data.labels else None
-    return to_tensors(bundle, load_array(bundle, data.inputs)), labels
+    return to_tensors(
+        bundle, {x: load_array(bundle, path) for x, path in data.inputs.items()}
+    ), labels
 
 
-def to_tensors(bundle: Bundle, samples: Array) -> Array:
+def to_tensors(bundle: Bundle, samples: Sample) -> Sample:
     """Samples `[samples, ...]`, pixels or tensors, as the network takes them.
 
     Raises InputError where they do not fit.
     """
-    if samples.ndim == 0 or not len(samples):
+    inputs = bundle.manifest.inputs
+    arrays = preprocess.arrays_of(samples, inputs)
+    if any(one.ndim == 0 or not len(one) for one in arrays):
         raise InputError("there are no samples to measure with")
-    source = bundle.manifest.input
-    return np.stack([preprocess.to_tensor(sample, source) for sample in samples])
+    if len({len(one) for one in arrays}) > 1:
+        raise InputError(f"every input needs as many samples; found {[len(x) for x in arrays]}")
+    rows = preprocess.unstack(preprocess.sample_of(arrays, inputs))
+    return preprocess.stack([preprocess.prepare(one, inputs) for one in rows])
 
 
 def latency_summary(latency_ns: npt.NDArray[np.int64]) -> dict[str, float | None]:
@@ -268,7 +277,7 @@ def verdict(report: dict[str, Any]) -> str:
 def _undivided(bundle: Bundle, segment: Segment, threads: int) -> Chain:
     manifest = bundle.manifest
     spec = ChainSpec(
-        manifest.input,
+        manifest.inputs,
         manifest.labels,
         manifest.variant().tensors,
         (segment,),
@@ -287,7 +296,7 @@ def _alone(criterion: str) -> str:
 def _measure(
     contenders: dict[str, Chain],
     chain: Chain,
-    inputs: Array,
+    inputs: Sequence[Sample],
     rounds: int,
     step: Callable[[str], None],
 ) -> tuple[dict[str, _Measured], _Segments, float]:
@@ -302,7 +311,7 @@ def _measure(
     names = [*contenders, _BARE, _IN_CHAIN]
     # Bound once: copying the sample in just before would warm the caches for the bare run alone.
     # What they compute on is what the chain was given last, which takes as long as any sample.
-    runs = chain.segment_runs(inputs[:1])
+    runs = chain.segment_runs(preprocess.stack(inputs[:1]))
     order = np.random.default_rng(0)
     clock = time.perf_counter_ns
     collecting = gc.isenabled()
@@ -358,7 +367,8 @@ def _bare_ns(runs: list[Callable[[], None]]) -> list[int]:
 def _demand_alike(bundle: Bundle, other: Bundle) -> None:
     """Refuse to measure networks that take other inputs, or tell other classes, side by side."""
     ours, theirs = bundle.manifest, other.manifest
-    if replace(ours.input, tensor="") != replace(theirs.input, tensor=""):
+    takes = [[replace(one, tensor="") for one in each.inputs] for each in (ours, theirs)]
+    if takes[0] != takes[1]:
         raise InputError(
             f"{theirs.name} takes another input than {ours.name}: shape or image steps"
         )

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +22,7 @@ from edgekit.runtime.criteria import CRITERIA, Answers, Walk, unknown
 from edgekit.runtime.device import threads_here
 from edgekit.runtime.engines import Buffer, Engine, load_engine
 from edgekit.runtime.metrics import Metrics
+from edgekit.runtime.preprocess import Sample
 
 __all__ = ["Chain", "ChainSpec", "Prediction", "most_rows"]
 
@@ -68,7 +69,7 @@ class ChainSpec:
     which bundle the segments are of, if they are of one.
     """
 
-    input: Input
+    inputs: tuple[Input, ...]
     labels: tuple[str, ...]
     tensors: dict[str, TensorSpec]
     segments: tuple[Segment, ...]
@@ -100,10 +101,20 @@ class _Step(NamedTuple):
     stop: Stop
 
 
+class _Entry(NamedTuple):
+    """What an input is held to, and how to copy samples into its buffer."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    floats: bool
+    input: Input
+    write: Callable[[Array], None]
+
+
 class _Plan(NamedTuple):
     """Everything that a number of samples needs: copy them in, then one step after the other."""
 
-    write: Callable[[Array], None]
+    entries: list[_Entry]
     steps: list[_Step]
 
 
@@ -130,14 +141,13 @@ class Chain:
         self._exits = [segment.exits[-1] for segment in spec.segments]
         # The last exit takes every sample that comes to it, also one whose confidence is NaN.
         self._thresholds = [*policy.thresholds, None]
-        self._dtype = np.dtype(spec.input.dtype)
-        self._range = spec.input.range
+        self._dtypes = [np.dtype(one.dtype) for one in spec.inputs]
         self.lock = threading.Lock()
         self.metrics: Metrics | None = None
         self._capacity = 0
         self._buffers: dict[str, Buffer] = {}
         self._plans: dict[int, _Plan] = {}
-        self._crossing = boundaries(spec.input.tensor, spec.segments)
+        self._crossing = boundaries([one.tensor for one in spec.inputs], spec.segments)
         # Expected ns per segment; empty until a deadline needs them. Copies share the list.
         self._segment_ns: list[float] = []
         self._recorded: Callable[[], Sequence[float] | None] = lambda: None
@@ -189,7 +199,7 @@ class Chain:
         threads = threads or threads_here(manifest.target.threads)
         chain = cls.from_segments(
             ChainSpec(
-                manifest.input,
+                manifest.inputs,
                 manifest.labels,
                 chosen.tensors,
                 chosen.segments,
@@ -236,16 +246,20 @@ class Chain:
         other._segment_ns, other._recorded = self._segment_ns, self._recorded
         return other
 
-    def read(self, path: str | os.PathLike[str]) -> Array:
-        """An image or `.npy` file as an input tensor. Raises InputError, DeviceError."""
-        return preprocess.to_tensor(preprocess.read_sample(Path(path)), self.spec.input)
+    def read(self, path: str | os.PathLike[str]) -> Sample:
+        """An image or `.npy` file as the input's tensor, an `.npz` file as several inputs' tensors.
 
-    def prepare(self, sample: Array) -> Array:
-        """Pixels uint8 `[height, width(, 3)]`, or a tensor, as an input tensor.
-
-        Raises InputError where they do not fit.
+        Raises InputError, DeviceError.
         """
-        return preprocess.to_tensor(_array(sample), self.spec.input)
+        return preprocess.prepare(preprocess.read_sample(Path(path)), self.spec.inputs)
+
+    def prepare(self, sample: Sample) -> Sample:
+        """Pixels uint8 `[height, width(, 3)]`, or a tensor, as the input's tensor.
+
+        Or those by the inputs' names, where there are several. Raises InputError where they do not
+        fit.
+        """
+        return preprocess.prepare(sample, self.spec.inputs)
 
     @property
     def segment_ms(self) -> tuple[float, ...] | None:
@@ -261,7 +275,7 @@ class Chain:
     def segment_ms(self, segment_ms: Sequence[float]) -> None:
         self._segment_ns[:] = deadline.expected_ns(segment_ms, len(self.spec.segments))
 
-    def measure(self, sample: Array | None = None) -> tuple[float, ...]:
+    def measure(self, sample: Sample | None = None) -> tuple[float, ...]:
         """Run every segment some twenty times on `sample`, or on zeros, and set `segment_ms`.
 
         Returns what it set, the 90th percentiles in ms. Raises as `one`.
@@ -269,7 +283,7 @@ class Chain:
         refused = (math.inf,) * (len(self.spec.segments) - 1)
         chain = self.with_policy(replace(self.spec.policy, thresholds=refused))
         if sample is None:
-            sample = preprocess.blank(self.spec.input)
+            sample = preprocess.blank(self.spec.inputs)
         chain.one(sample)  # The first run also makes buffers, the engine's among them.
         runs: list[Prediction] = []
         end_ns = time.perf_counter_ns() + _MEASURED_NS
@@ -281,7 +295,7 @@ class Chain:
 
     def __call__(
         self,
-        x: Array | Sequence[Array],
+        x: Sample | Sequence[Array],
         *,
         timings: bool = False,
         deadline_ms: float | None = None,
@@ -290,32 +304,35 @@ class Chain:
 
         Raises InputError for a batch with a deadline.
         """
-        array = _array(x)
-        if array.ndim == len(self.spec.input.shape):
-            return self.one(array, timings=timings, deadline_ms=deadline_ms)
+        given: Any = x if isinstance(x, Mapping) else preprocess.as_array(x)
+        first, shape = preprocess.arrays_of(given, self.spec.inputs)[0], self.spec.inputs[0].shape
+        if first.ndim == len(shape):
+            return self.one(given, timings=timings, deadline_ms=deadline_ms)
         if deadline_ms is not None:
             raise InputError(
-                f"a deadline is for one sample, {list(self.spec.input.shape)}; found "
-                f"{list(array.shape)}: call the chain for each"
+                f"a deadline is for one sample, {list(shape)}; found {list(first.shape)}: call the "
+                "chain for each"
             )
-        return self.many(array, timings=timings)
+        return self.many(given, timings=timings)
 
     def one(
-        self, sample: Array, *, timings: bool = False, deadline_ms: float | None = None
+        self, sample: Sample, *, timings: bool = False, deadline_ms: float | None = None
     ) -> Prediction:
-        """Classify one sample of the input's shape and dtype.
+        """Classify one sample: an array of the input's shape and dtype, or arrays by input's name.
 
         With a deadline the first segment runs in any case. Each further one runs only if it is
         expected (`segment_ms`) to end within `deadline_ms` of the call; else the answer is that of
         the exits computed, as the policy has it where none of them is sure. Waiting for another
         thread's call counts; finding out the expected times, once, does not.
 
-        Raises InputError for another shape or dtype, values that are not finite or outside the
-        input's range, or a deadline that is not finite and above 0; DeviceError where an engine
-        fails.
+        Raises InputError for other inputs, another shape or dtype, values that are not finite or
+        outside the input's range, or a deadline that is not finite and above 0; DeviceError where
+        an engine fails.
         """
         due_ns = None if deadline_ms is None else self._due_ns(deadline_ms)
-        sample = _array(sample)
+        # Of one input, no look at names: this path is short on purpose, see below.
+        single = type(sample) is np.ndarray and len(self._dtypes) == 1
+        given: Any = (sample,) if single else preprocess.arrays_of(sample, self.spec.inputs)
         with self.lock:
             # Few calls and no layers between them: after a segment has filled the processor's
             # caches, every Python or numpy call on this path costs several times what it should.
@@ -323,11 +340,14 @@ class Chain:
             metrics = self.metrics
             started_ns = clock() if metrics is not None else 0
             times = [clock()] if timings else None
-            self._check(sample, sample.shape)
             plan = self._plans.get(1) or self._plan(1)
-            plan.write(sample)
-            if self._range is not None or not np.logical_and.reduce(np.isfinite(sample), axis=None):
-                preprocess.check_values(sample, self.spec.input)
+            for array, entry in zip(given, plan.entries):  # noqa: B905  (as many, by arrays_of)
+                shape, dtype, floats, source, write = entry
+                if array.shape != shape or array.dtype != dtype:
+                    raise self._misfit(array, source)
+                write(array)
+                if not floats or not np.logical_and.reduce(np.isfinite(array), axis=None):
+                    self._check_values(array, source)
             criterion = self._criterion
             walk = Walk(self.spec.policy) if criterion is None else None
             for depth, run, read, exit, threshold, stop in plan.steps:  # noqa: B007
@@ -354,22 +374,23 @@ class Chain:
                 metrics.add(depth, confidence, started_ns, clock(), stop)
         return Prediction(index, self.spec.labels[index], exit, confidence, stop, _latencies(times))
 
-    def many(self, samples: Array, *, timings: bool = False) -> list[Prediction]:
+    def many(self, samples: Sample, *, timings: bool = False) -> list[Prediction]:
         """Classify a batch: the input's shape behind any number of samples, none included.
+
+        Where there are several inputs, such arrays by the inputs' names.
 
         Every sample leaves at its own exit, and only those that remain go on. A large batch is run
         in parts. Raises as `one`.
         """
-        samples = _array(samples)
         with self.lock:
-            self._check(samples, samples.shape[1:])
+            given = self._batch(samples)
             found: list[Prediction] = []
             most = self.spec.most_rows
-            for start in range(0, len(samples), most):
-                found += self._many(samples[start : start + most], timings)
+            for start in range(0, len(given[0]), most):
+                found += self._many([one[start : start + most] for one in given], timings)
             return found
 
-    def logits(self, samples: Array) -> dict[str, Array]:
+    def logits(self, samples: Sample) -> dict[str, Array]:
         """Every exit's logits `[samples, classes]`, by name in order, with no exit taken."""
         tensors = self.tensors(samples)
         return {
@@ -378,30 +399,29 @@ class Chain:
             for exit in segment.exits
         }
 
-    def tensors(self, samples: Array) -> dict[str, Array]:
+    def tensors(self, samples: Sample) -> dict[str, Array]:
         """Every tensor of the chain by name, with no exit taken: to find where an error begins."""
         with self.lock:
-            self._check(samples, samples.shape[1:])
+            given = self._batch(samples)
             most = self.spec.most_rows
             parts = [
-                self._tensors(samples[start : start + most])
-                for start in range(0, max(len(samples), 1), most)
+                self._tensors([one[start : start + most] for one in given])
+                for start in range(0, max(len(given[0]), 1), most)
             ]
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def segment_runs(self, samples: Array) -> list[Callable[[], None]]:
+    def segment_runs(self, samples: Sample) -> list[Callable[[], None]]:
         """The engine's own calls, bound to these samples: for timing segments outside the chain.
 
         They use the chain's buffers, so they must not run beside a call of the chain.
         """
         with self.lock:
-            self._check(samples, samples.shape[1:])
-            return [step.run for step in self._start(samples)]
+            return [step.run for step in self._start(self._batch(samples))]
 
-    def _tensors(self, samples: Array) -> dict[str, Array]:
-        for step in self._start(samples):
+    def _tensors(self, given: Sequence[Array]) -> dict[str, Array]:
+        for step in self._start(given):
             step.run()
-        memory, rows = self._memory, len(samples)
+        memory, rows = self._memory, len(given[0])
         return {
             name: memory.reader(buffer, rows)().copy() for name, buffer in self._buffers.items()
         }
@@ -417,14 +437,14 @@ class Chain:
                 self.segment_ms = recorded
         return time.perf_counter_ns() + budget_ns
 
-    def _many(self, samples: Array, timings: bool) -> list[Prediction]:
+    def _many(self, given: Sequence[Array], timings: bool) -> list[Prediction]:
         clock = time.perf_counter_ns
         metrics = self.metrics
         started_ns = clock() if metrics is not None else 0
         times = [clock()] if timings else None
-        steps = self._start(samples)
+        steps = self._start(given)
         walk = Walk(self.spec.policy)
-        remaining = np.arange(len(samples))
+        remaining = np.arange(len(given[0]))
         result: dict[int, Prediction] = {}
         for k in range(len(steps)):
             _, run, read, _, threshold, stop = steps[k]
@@ -459,23 +479,43 @@ class Chain:
                 for tensor in self._crossing[k]:
                     self._memory.keep(self._buffers[tensor], kept)
                 steps = (self._plans.get(len(kept)) or self._plan(len(kept))).steps
-        return [result[row] for row in range(len(samples))]
+        return [result[row] for row in range(len(given[0]))]
 
-    def _check(self, array: Array, shape: tuple[int, ...]) -> None:
-        """Refuse an array of another dtype, or whose samples have another shape."""
-        expected = self.spec.input
-        if shape != expected.shape or array.dtype != self._dtype:
-            raise InputError(
-                f"expected {expected.dtype} {list(expected.shape)}, or that behind a batch; "
-                f"found {array.dtype} {list(array.shape)}"
-                + ("; pixels become a tensor with chain.prepare()" if expected.image else "")
-            )
+    def _batch(self, samples: Sample) -> list[Array]:
+        """What a batch gives each input, in order; refuses what does not fit."""
+        given = preprocess.arrays_of(samples, self.spec.inputs)
+        for array, source, dtype in zip(given, self.spec.inputs, self._dtypes, strict=True):
+            if array.shape[1:] != source.shape or not array.ndim or array.dtype != dtype:
+                raise self._misfit(array, source)
+        counts = [len(one) for one in given]
+        if len(set(counts)) > 1:
+            named = zip(counts, self.spec.inputs, strict=True)
+            found = ", ".join(f"{count} of {source.name}" for count, source in named)
+            raise InputError(f"every input needs as many samples; found {found}")
+        return given
 
-    def _start(self, samples: Array) -> "list[_Step]":
-        """Copy finite samples into the input's buffer; the steps that then run on that many."""
-        preprocess.check_values(samples, self.spec.input)
-        plan = self._plans.get(len(samples)) or self._plan(len(samples))
-        plan.write(samples)
+    def _misfit(self, array: Array, source: Input) -> InputError:
+        """The refusal of an array of another dtype, or whose samples have another shape."""
+        error = InputError(
+            f"expected {source.dtype} {list(source.shape)}, or that behind a batch; "
+            f"found {array.dtype} {list(array.shape)}"
+            + ("; pixels become a tensor with chain.prepare()" if source.image else "")
+        )
+        return preprocess.named_error(error, source, self.spec.inputs)
+
+    def _check_values(self, array: Array, source: Input) -> None:
+        try:
+            preprocess.check_values(array, source)
+        except InputError as error:
+            raise preprocess.named_error(error, source, self.spec.inputs) from None
+
+    def _start(self, given: Sequence[Array]) -> "list[_Step]":
+        """Copy samples into the inputs' buffers; the steps that then run on that many."""
+        rows = len(given[0])
+        plan = self._plans.get(rows) or self._plan(rows)
+        for array, entry in zip(given, plan.entries, strict=True):
+            self._check_values(array, entry.input)
+            entry.write(array)
         return plan.steps
 
     def _plan(self, rows: int) -> "_Plan":
@@ -483,7 +523,8 @@ class Chain:
         memory, segments = self._memory, self.spec.segments
         if rows > self._capacity or not self._buffers:
             self._plans.clear()
-            used = {self.spec.input.tensor}.union(*(x.inputs + x.outputs for x in segments))
+            used = {one.tensor for one in self.spec.inputs}
+            used = used.union(*(x.inputs + x.outputs for x in segments))
             self._buffers = {
                 name: memory.allocate((rows, *spec.shape[1:]), spec.dtype)  # type: ignore[arg-type]
                 for name, spec in self.spec.tensors.items()
@@ -503,7 +544,13 @@ class Chain:
             read = memory.reader(buffers[exit.logits], rows)
             stop: Stop = "final" if threshold is None else "sure"
             steps.append(_Step(depth, run, read, exit.name, threshold, stop))
-        plan = _Plan(memory.writer(buffers[self.spec.input.tensor], rows), steps)
+        entries = [
+            _Entry(
+                one.shape, dtype, one.range is None, one, memory.writer(buffers[one.tensor], rows)
+            )
+            for one, dtype in zip(self.spec.inputs, self._dtypes, strict=True)
+        ]
+        plan = _Plan(entries, steps)
         self._plans[rows] = plan
         return plan
 
@@ -512,15 +559,6 @@ def _row(answers: Answers, row: int) -> tuple[int, int, float]:
     """One sample's exit, class and confidence."""
     exits, classes, confidences = answers
     return int(exits[row]), int(classes[row]), float(confidences[row])
-
-
-def _array(x: Any) -> Array:
-    if isinstance(x, np.ndarray):
-        return x
-    try:
-        return np.asarray(x)
-    except ValueError as error:
-        raise InputError(f"the samples are no array: {error}") from None
 
 
 def _latencies(times: list[int] | None) -> tuple[float, ...] | None:

@@ -7,29 +7,48 @@ Pillow is imported only to read or scale images.
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.manifest import Image, Input
+from edgekit.bundle.manifest import ONLY_INPUT, Image, Input
 from edgekit.errors import DeviceError, InputError
 
 __all__ = [
+    "Sample",
+    "arrays_of",
+    "as_array",
     "blank",
+    "by_name",
     "check_labels",
+    "check_sample",
     "check_values",
     "decode",
+    "named_error",
     "normalise",
+    "prepare",
     "read_npz",
     "read_sample",
+    "sample_of",
+    "stack",
     "to_image",
     "to_pixels",
     "to_tensor",
+    "unstack",
 ]
 
 Array = npt.NDArray[Any]
+Sample = Array | Mapping[str, Array]
+"""What a network takes: an array for its only input, or arrays by the inputs' names.
+
+Of one sample, or of a batch of them.
+"""
+
+Inputs = tuple[Input, ...]
+T = TypeVar("T")
 
 _DAMAGED = (OSError, ValueError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
 """What numpy and Pillow raise on files that are torn, or are something else."""
@@ -38,13 +57,90 @@ _MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB"
 """Pillow's modes of eight bits and what they are read as; a palette shows colours."""
 
 
-def read_sample(path: Path) -> Array:
-    """The content of an image file or `.npy` file; see `decode`. Raises InputError, DeviceError."""
+def by_name(sample: T | Mapping[str, T]) -> Mapping[str, T]:
+    """What a sample gives each input, by the inputs' names: arrays here, tensors on the host."""
+    return sample if isinstance(sample, Mapping) else {ONLY_INPUT: sample}
+
+
+def arrays_of(sample: Sample, inputs: Inputs) -> list[Array]:
+    """What a sample or a batch gives each input, in their order.
+
+    Raises InputError where it lacks one, or has one that the network does not take.
+    """
+    named = by_name(sample)
+    names = [one.name for one in inputs]
+    if set(named) == set(names):
+        return [as_array(named[name]) for name in names]
+    if len(names) > 1 and not isinstance(sample, Mapping):
+        raise InputError(
+            f"the network takes {len(names)} inputs, by name: {', '.join(names)}; found one array"
+        )
+    missing = [name for name in names if name not in named]
+    strange = [str(name) for name in named if name not in names]
+    raise InputError(
+        f"the network takes {', '.join(names)}; "
+        + "; ".join(
+            f"{words} {', '.join(which)}"
+            for words, which in (("missing is", missing), ("it takes no", strange))
+            if which
+        )
+    )
+
+
+def as_array(x: Any) -> Array:
+    """What a caller gave as an array, or InputError."""
+    if isinstance(x, np.ndarray):
+        return x
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise InputError(f"the samples are no array: {error}") from None
+
+
+def sample_of(arrays: Sequence[Array], inputs: Inputs) -> Sample:
+    """The sample or batch that gives each input its array: the reverse of `arrays_of`."""
+    if len(inputs) == 1:
+        return arrays[0]
+    return {one.name: array for one, array in zip(inputs, arrays, strict=True)}
+
+
+def stack(samples: Sequence[Sample]) -> Sample:
+    """Samples as a batch."""
+    first = samples[0]
+    if isinstance(first, Mapping):
+        return {name: np.stack([by_name(one)[name] for one in samples]) for name in first}
+    return np.stack(samples)  # type: ignore[arg-type]
+
+
+def unstack(batch: Sample) -> list[Sample]:
+    """The samples of a batch."""
+    if isinstance(batch, Mapping):
+        rows = zip(*batch.values(), strict=True)
+        return [dict(zip(batch, row, strict=True)) for row in rows]
+    return list(batch)
+
+
+def read_sample(path: Path) -> Sample:
+    """The content of an image or `.npy` file (see `decode`), or an `.npz` file's arrays by name.
+
+    Raises InputError, DeviceError.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
+    if path.suffix == ".npz":
+        return _decode_npz(content, str(path))
     return decode(content, str(path))
+
+
+def _decode_npz(content: bytes, name: str) -> dict[str, Array]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {one: np.asarray(arrays[one]) for one in arrays.files}
+    except (*_DAMAGED, AttributeError, TypeError):
+        # The last two come of an .npy array under the name of an .npz file.
+        raise InputError(f"{name}: is no .npz file of plain arrays") from None
 
 
 def decode(content: bytes, name: str) -> Array:
@@ -73,18 +169,22 @@ def decode(content: bytes, name: str) -> Array:
         ) from None
 
 
-def read_npz(path: Path) -> tuple[Array, Array | None]:
-    """The arrays `inputs` `[samples, ...]` and `labels` `[samples]` (or None) of an .npz file.
+def read_npz(path: Path, inputs: Inputs) -> tuple[Sample, Array | None]:
+    """The samples, and `labels` `[samples]` (or None), of an .npz file.
 
-    Raises InputError where the file is missing, is none, or has no `inputs`.
+    The samples are an array `inputs` `[samples, ...]`, or where there are several inputs one array
+    under each one's name. Raises InputError where the file is missing, is none, or lacks an array.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return arrays["inputs"], arrays.get("labels")
+            if len(inputs) == 1:
+                return arrays["inputs"], arrays.get("labels")
+            return {one.name: arrays[one.name] for one in inputs}, arrays.get("labels")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except KeyError:
-        raise InputError(f"{path}: has no array `inputs`") from None
+        wanted = ", ".join(f"`{one.name}`" for one in inputs) if len(inputs) > 1 else "`inputs`"
+        raise InputError(f"{path}: has no array {wanted}") from None
     except (*_DAMAGED, AttributeError, TypeError):
         # The last two come of an .npy array under the name of an .npz file.
         raise InputError(f"{path}: is no .npz file of plain arrays") from None
@@ -102,6 +202,22 @@ def check_labels(labels: Any, samples: int, classes: int | None) -> npt.NDArray[
         known = f", and there are {classes} classes" if classes else ""
         raise InputError(f"labels run from {array.min()} to {array.max()}{known}")
     return array.astype(np.int64)
+
+
+def prepare(sample: Sample, inputs: Inputs) -> Sample:
+    """One sample as the network takes it; see `to_tensor`. Raises InputError, naming the input."""
+    tensors = []
+    for one, array in zip(inputs, arrays_of(sample, inputs), strict=True):
+        try:
+            tensors.append(to_tensor(array, one))
+        except InputError as error:
+            raise named_error(error, one, inputs) from None
+    return sample_of(tensors, inputs)
+
+
+def named_error(error: InputError, network_input: Input, inputs: Inputs) -> InputError:
+    """The error with the input's name in front, where there are several."""
+    return InputError(f"{network_input.name}: {error}") if len(inputs) > 1 else error
 
 
 def to_tensor(sample: Array, network_input: Input) -> Array:
@@ -125,6 +241,15 @@ def to_tensor(sample: Array, network_input: Input) -> Array:
     return tensor
 
 
+def check_sample(sample: Sample, inputs: Inputs) -> None:
+    """See `check_values`, for every input. Raises InputError, naming the input."""
+    for one, array in zip(inputs, arrays_of(sample, inputs), strict=True):
+        try:
+            check_values(array, one)
+        except InputError as error:
+            raise named_error(error, one, inputs) from None
+
+
 def check_values(array: Array, network_input: Input) -> None:
     """Refuse values that the network does not take, in an array of the input's dtype.
 
@@ -142,10 +267,13 @@ def check_values(array: Array, network_input: Input) -> None:
         raise InputError(f"{problem}: it holds {array[tuple(place)]} at {place}")
 
 
-def blank(network_input: Input) -> Array:
+def blank(inputs: Inputs) -> Sample:
     """A sample that the network takes, to run it with: zeros, or what is nearest in the range."""
-    least, most = network_input.range or (0, 0)
-    return np.full(network_input.shape, min(max(0, least), most), network_input.dtype)
+    arrays = []
+    for one in inputs:
+        least, most = one.range or (0, 0)
+        arrays.append(np.full(one.shape, min(max(0, least), most), one.dtype))
+    return sample_of(arrays, inputs)
 
 
 def to_pixels(pixels: Array, image: Image) -> Array:

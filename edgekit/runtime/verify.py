@@ -41,21 +41,24 @@ def verify_golden(bundle: Bundle, chain: Chain) -> GoldenReport:
             )
     worst = dict.fromkeys(expected, 0.0)
     for row, sample in enumerate(golden.samples):
-        content = preprocess.decode(bundle.read(sample.input), sample.input)
-        x = chain.prepare(content)
-        for name, logits in chain.logits(x[None]).items():
+        paths = ", ".join(sample.inputs.values())
+        given = {
+            name: preprocess.decode(bundle.read(path), path) for name, path in sample.inputs.items()
+        }
+        x = chain.prepare(given)
+        for name, logits in chain.logits(preprocess.stack([x])).items():
             _, error = differences(logits[0], expected[name][row], expected[name])
             worst[name] = max(worst[name], error)
             if not error <= golden.max_relative_error:
                 raise CheckError(
-                    f"{sample.input}: exit {name!r} differs from the host's logits by {error:.1e}, "
+                    f"{paths}: exit {name!r} differs from the host's logits by {error:.1e}, "
                     f"limit {golden.max_relative_error:.1e}; the engine here computes otherwise: "
                     "try the version in the manifest's tools"
                 )
         found = chain.one(x)
         if (found.exit, found.class_index) != (sample.exit, sample.class_index):
             raise CheckError(
-                f"{sample.input}: leaves at {found.exit!r} as class {found.class_index} "
+                f"{paths}: leaves at {found.exit!r} as class {found.class_index} "
                 f"({found.confidence:.6f}), on the host at {sample.exit!r} as "
                 f"{sample.class_index} ({sample.confidence:.6f})"
             )

@@ -8,12 +8,13 @@ of what it takes and gives; the pipeline checks both, and each artifact's own `p
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import fx, nn
 
 from edgekit.bundle.manifest import Exit, File, Policy, Segment, TensorSpec
+from edgekit.runtime.preprocess import by_name
 
 __all__ = [
     "Artifact",
@@ -25,10 +26,14 @@ __all__ = [
     "Stage",
     "StageResult",
     "Step",
+    "Tensors",
     "Tuned",
 ]
 
 Program = TypeVar("Program", fx.GraphModule, bytes)
+Tensors: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
+"""A batch: of the only input, or by the inputs' names."""
+
 Step = Callable[[str], None]
 """Told what a stage works on just now, for the progress display."""
 
@@ -37,12 +42,13 @@ Step = Callable[[str], None]
 class Network:
     """The user's network: a module that returns its exits' logits as a tuple, in eval mode.
 
-    `sample` is a batch of two real inputs: with one, torch.export would fix the batch at one.
+    `sample` is a batch of two real samples: with one, torch.export would fix the batch at one. A
+    tensor is the only input, several go by their names, in the order of the alphabet.
     """
 
     module: nn.Module
     exits: tuple[str, ...]
-    sample: torch.Tensor
+    sample: Tensors
 
     def problems(self) -> list[str]:
         """What is not as it must be."""
@@ -55,7 +61,12 @@ class Exported:
 
     graph: fx.GraphModule
     exits: tuple[str, ...]
-    sample: torch.Tensor
+    sample: Tensors
+
+    def sources(self, graph: fx.Graph | None = None) -> dict[str, fx.Node]:
+        """The inputs of the graph, or of a copy of it, by the names `sample` has them under."""
+        nodes = (graph or self.graph.graph).find_nodes(op="placeholder")
+        return dict(zip(by_name(self.sample), nodes, strict=True))
 
     def problems(self) -> list[str]:
         """What is not as it must be."""
@@ -103,12 +114,12 @@ class Segments(Generic[Program]):
     """The network cut up: the chain, and the same network undivided to compare it with.
 
     `plain` computes the final exit only, `whole` all exits. `tensors` describes every tensor that
-    is an input or output of a part; `input` names the network's own. `precision` is what the parts
-    compute in, as a target has it.
+    is an input or output of a part; `inputs` has the network's own, by the inputs' names.
+    `precision` is what the parts compute in, as a target has it.
     """
 
     exits: tuple[str, ...]
-    input: str
+    inputs: dict[str, str]
     tensors: dict[str, TensorSpec]
     chain: tuple[Part[Program], ...]
     plain: Part[Program]
@@ -133,7 +144,7 @@ class Segments(Generic[Program]):
         chain = tuple(new[part.name] for part in self.chain)
         return Segments(
             self.exits,
-            self.input,
+            self.inputs,
             self.tensors,
             chain,
             new["plain"],
@@ -145,7 +156,7 @@ class Segments(Generic[Program]):
         """These segments as plain data, and their programs by part name: what a cache takes."""
         document = {
             "exits": self.exits,
-            "input": self.input,
+            "inputs": self.inputs,
             "precision": self.precision,
             "tensors": {name: [spec.dtype, spec.shape] for name, spec in self.tensors.items()},
             "parts": [
@@ -184,14 +195,14 @@ class Segments(Generic[Program]):
         }
         exits = tuple(document["exits"])
         return Segments(
-            exits, document["input"], tensors, tuple(chain), plain, whole, document["precision"]
+            exits, document["inputs"], tensors, tuple(chain), plain, whole, document["precision"]
         )
 
     def problems(self) -> list[str]:
         """What is not as it must be: every tensor is made before it is read, every exit once."""
         found = []
         for name, parts in self.chains().items():
-            known = {self.input}
+            known = set(self.inputs.values())
             for part in parts:
                 found += [f"{name}: {part.name} reads {x}" for x in part.inputs if x not in known]
                 found += [f"{part.name}: no {x}" for x in part.outputs if x not in self.tensors]

@@ -24,6 +24,7 @@ from edgekit.recipe import Recipe
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.criteria import PATIENCE, Walk
+from edgekit.runtime.preprocess import Inputs, Sample
 from edgekit.stages import Part, Segments, Stage, StageResult, Step, Tuned
 from edgekit.target import Target
 
@@ -93,14 +94,14 @@ class Build(Stage[Tuned, Contents]):
         """
         recipe, target = self.recipe, self.target
         parts, policy = artifact.segments, artifact.policy
-        source = recipe.manifest_input(parts.input)
+        inputs = recipe.manifest_inputs(parts.inputs)
         labels = self._labels(parts)
         notes = self._memory(parts)
         files: dict[str, bytes] = {}
         step("golden samples")
-        chain = chain_of(parts, parts.chain, source, labels, policy, target)
+        chain = chain_of(parts, parts.chain, inputs, labels, policy, target)
         golden = self._golden(chain, files)
-        test_data = self._test_data(source, files)
+        test_data = self._test_data(inputs, files)
         requirements = self._install(files, step)
         variant = "default"
         listed = tuple(_file(path, content) for path, content in files.items())
@@ -121,7 +122,7 @@ class Build(Stage[Tuned, Contents]):
                     target.machine or platform.machine(),
                     target.board,
                 ),
-                input=source,
+                inputs=inputs,
                 labels=labels,
                 policy=policy,
                 variants=(m.Variant(variant, parts.exits, parts.tensors, segments),),
@@ -155,11 +156,11 @@ class Build(Stage[Tuned, Contents]):
     def _golden(self, chain: Chain, files: dict[str, bytes]) -> m.Golden:
         """Choose samples so that every exit that is taken stands among them, and record them."""
         split = first_of(self.splits, "test", "tuning", "calibration")
-        source = chain.spec.input
+        inputs = chain.spec.inputs
         candidates = range(min(len(split), _CANDIDATES))
         by_exit: dict[str, list[tuple[float, int]]] = {}
         for index in candidates:
-            x = split.tensor(index, source)
+            x = split.tensor(index, inputs)
             taken = chain.one(x).exit
             # Another processor's last bit must not decide: those furthest from doubt come first.
             by_exit.setdefault(taken, []).append((-_sureness(chain, x), index))
@@ -175,31 +176,38 @@ class Build(Stage[Tuned, Contents]):
             exit.name: [] for part in chain.spec.segments for exit in part.exits
         }
         for number, index in enumerate(chosen):
-            suffix, content = _as_file(split.raw[index], source)
-            path = f"golden/{number:03d}{suffix}"
-            files[path] = content
-            x = split.tensor(index, source)
-            for exit, one in chain.logits(x[None]).items():
-                logits[exit].append(one[0])
+            raw: Any = preprocess.by_name(split.raw[index])
+            given = {}
+            for one in inputs:
+                suffix, content = _as_file(raw[one.name], one)
+                name = f"{number:03d}" + (f"-{one.name}" if len(inputs) > 1 else "")
+                given[one.name] = f"golden/{name}{suffix}"
+                files[given[one.name]] = content
+            x = split.tensor(index, inputs)
+            for exit, values in chain.logits(preprocess.stack([x])).items():
+                logits[exit].append(values[0])
             found = chain.one(x)
-            samples.append(m.GoldenSample(path, found.exit, found.class_index, found.confidence))
+            samples.append(m.GoldenSample(given, found.exit, found.class_index, found.confidence))
         paths = {}
-        for exit, values in logits.items():
+        for exit, rows in logits.items():
             paths[exit] = f"golden/expected/{exit}.npy"
-            files[paths[exit]] = _npy(np.stack(values))
+            files[paths[exit]] = _npy(np.stack(rows))
         exact = self.target.precision == "fp32"
         limit = self.recipe.check.max_relative_error if exact else _OTHER_KERNELS
         return m.Golden(tuple(samples), paths, limit)
 
-    def _test_data(self, source: m.Input, files: dict[str, bytes]) -> m.TestData | None:
+    def _test_data(self, inputs: Inputs, files: dict[str, bytes]) -> m.TestData | None:
         if "test" not in self.splits or not self.recipe.test_samples:
             return None
         split = self.splits["test"].subset(self.recipe.test_samples)
-        inputs, labels = "test/inputs.npy", "test/labels.npy"
-        files[inputs] = _npy(split.carried(source))
+        labels = "test/labels.npy"
+        paths = {}
+        for name, values in preprocess.by_name(split.carried(inputs)).items():
+            paths[name] = f"test/inputs-{name}.npy" if len(inputs) > 1 else "test/inputs.npy"
+            files[paths[name]] = _npy(values)
         if split.labels is not None:
             files[labels] = _npy(split.labels)
-        return m.TestData(inputs, labels if split.labels is not None else None, len(split))
+        return m.TestData(paths, labels if split.labels is not None else None, len(split))
 
     def _memory(self, segments: Segments[bytes]) -> dict[str, Any]:
         """Refuse a chain that the device cannot load; a note where it can, but not `bench`."""
@@ -238,7 +246,7 @@ class Build(Stage[Tuned, Contents]):
         return part.record(file)
 
 
-def _sureness(chain: Chain, x: Array) -> float:
+def _sureness(chain: Chain, x: Sample) -> float:
     """How far a sample's decision is from being another one, in natural units of log-odds.
 
     The least of: the distance of each confidence that is looked at from its threshold, how far the
@@ -250,7 +258,7 @@ def _sureness(chain: Chain, x: Array) -> float:
     walk = Walk(policy)
     patience = policy.criterion == PATIENCE
     distances, leads, confidences = [], [], []
-    logits = chain.logits(x[None]).values()
+    logits = chain.logits(preprocess.stack([x])).values()
     for one, threshold in zip(logits, (*policy.thresholds, None), strict=True):
         answer = walk.look(one)
         confidences.append(float(answer.confidences[0]))

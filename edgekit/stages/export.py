@@ -2,13 +2,14 @@
 
 import copy
 import operator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
 from edgekit.errors import EdgekitError, ModelError, describe_failure
-from edgekit.models.exits import eager_logits
+from edgekit.models.exits import eager_logits, to_numpy
 from edgekit.quiet import quiet
 from edgekit.stages import Exported, Network, Stage, StageResult, Step
 
@@ -29,13 +30,15 @@ class Export(Stage[Network, Exported]):
     def __call__(self, artifact: Network, step: Step) -> StageResult[Exported]:
         """Raises ModelError with the place in the user's code that cannot be exported."""
         step("torch.export")
-        module = _copied(artifact)
+        module, sample = _copied(artifact), copy.deepcopy(artifact.sample)
+        batch = {0: torch.export.Dim("batch")}
+        free: Any = dict.fromkeys(sample, batch) if isinstance(sample, dict) else batch
         try:
             with quiet("torch"):
                 program = torch.export.export(
                     module,
-                    (artifact.sample.clone(),),
-                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                    (sample,),
+                    dynamic_shapes=(free,),
                     strict=False,
                 ).run_decompositions({})
         except EdgekitError:
@@ -67,7 +70,7 @@ def _copied(network: Network) -> torch.nn.Module:
     A hook that was made as a closure goes on working for the module that it was made for, and some
     modules hold what cannot be copied at all.
     """
-    batch = network.sample.numpy()
+    batch = to_numpy(network.sample)
     expected = eager_logits(network.module, batch)
     try:
         module = copy.deepcopy(network.module)

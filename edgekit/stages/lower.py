@@ -4,7 +4,8 @@ import torch
 from torch import fx
 
 from edgekit.backends import Backend
-from edgekit.stages import Segments, Stage, StageResult, Step
+from edgekit.runtime.preprocess import by_name
+from edgekit.stages import Segments, Stage, StageResult, Step, Tensors
 from edgekit.target import Target
 
 __all__ = ["Lower"]
@@ -17,7 +18,7 @@ class Lower(Stage[Segments[fx.GraphModule], Segments[bytes]]):
     requires = Segments
     ensures = Segments
 
-    def __init__(self, backend: Backend, target: Target, sample: torch.Tensor) -> None:
+    def __init__(self, backend: Backend, target: Target, sample: Tensors) -> None:
         self.backend = backend
         self.target = target
         self.sample = sample
@@ -28,7 +29,7 @@ class Lower(Stage[Segments[fx.GraphModule], Segments[bytes]]):
         """Raises BuildError that names the part which has no form in the target's format."""
         programs = {}
         for parts in artifact.chains().values():
-            values = {artifact.input: self.sample}
+            values = {artifact.inputs[name]: one for name, one in by_name(self.sample).items()}
             for part in parts:
                 step(part.name)
                 examples = tuple(values[name] for name in part.inputs)

@@ -18,6 +18,7 @@ from edgekit.data import Split
 from edgekit.errors import BuildError, RecipeError
 from edgekit.recipe import Recipe, check_precision
 from edgekit.runtime.criteria import Walk
+from edgekit.runtime.preprocess import Inputs, Sample, arrays_of
 from edgekit.stages import Part, Segments, Stage, StageResult, Step
 from edgekit.target import Target
 
@@ -83,10 +84,10 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
         calibration = None
         if self.target.precision == "int8":
             step("calibration data")
-            calibration = self._calibration(artifact.input)
+            calibration = self._calibration(artifact.inputs)
             notes["calibration_samples"] = len(calibration.split)
             warnings += calibration_doubts(
-                calibration.split, calibration.source, self._others(len(calibration.split))
+                calibration.split, calibration.inputs, self._others(len(calibration.split))
             )
         given = replace(artifact, tensors=dict(artifact.tensors), precision=self.target.precision)
         programs: dict[str, bytes] = {}
@@ -120,12 +121,12 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
             notes["warning"] = "; ".join(warnings)
         return StageResult(given, notes)
 
-    def _calibration(self, tensor: str) -> "_Calibration":
+    def _calibration(self, tensors: Mapping[str, str]) -> "_Calibration":
         options = self.recipe.quantize
         check_precision(self.recipe, self.target.name, self.target.precision)
         return _Calibration(
             self.splits["calibration"].subset(options.samples),
-            self.recipe.manifest_input(tensor),
+            self.recipe.manifest_inputs(tensors),
             self.target,
             self.policy if options.features == "reached" else None,
         )
@@ -174,7 +175,7 @@ class _Calibration:
     """
 
     split: Split
-    source: Input
+    inputs: Inputs
     target: Target
     policy: Policy | None
 
@@ -187,14 +188,14 @@ class _Calibration:
     ) -> Features:
         """What `part` is given behind the parts `done`, whose tensors cross as `leaving` says."""
         if not done:
-            return lambda: ({self.source.tensor: x} for x in self.split.batches(self.source))
+            return lambda: (self._read_by(part, x) for x in self.split.batches(self.inputs))
         done = tuple(done)
         # No exit is taken: all samples run to the end, and who goes on is decided from the logits.
         never = Policy("max_prob", (1.0,) * (len(done) - 1))
-        chain = chain_of(segments, done, self.source, (), never, self.target)
+        chain = chain_of(segments, done, self.inputs, (), never, self.target)
 
         def batches() -> Iterator[dict[str, Array]]:
-            for batch in self.split.batches(self.source):
+            for batch in self.split.batches(self.inputs):
                 values = chain.tensors(batch)
                 rows = self._going_on(
                     [values[tensor] for one in done for tensor in one.logits.values()]
@@ -208,6 +209,11 @@ class _Calibration:
                     }
 
         return batches
+
+    def _read_by(self, part: Part[bytes], batch: Sample) -> dict[str, Array]:
+        """Those of the network's inputs that the part reads, by tensor."""
+        arrays = zip(self.inputs, arrays_of(batch, self.inputs), strict=True)
+        return {one.tensor: array for one, array in arrays if one.tensor in part.inputs}
 
     def _going_on(self, logits: list[Array]) -> npt.NDArray[np.bool_]:
         """Which samples no exit lets leave, by the exits' logits `[samples, classes]`."""
@@ -234,26 +240,25 @@ def _few(samples: int, of: int, part: str) -> list[str]:
     return []
 
 
-def calibration_doubts(
-    calibration: Split, network_input: Input, others: Sequence[Split]
-) -> list[str]:
+def calibration_doubts(calibration: Split, inputs: Inputs, others: Sequence[Split]) -> list[str]:
     """What speaks against this calibration split, in words; empty if nothing does.
 
     Raises RecipeError where it cannot be used at all: its samples are all the same, every one of
     them is a single value, or they lie outside what the input's image steps can give. `others` are
     splits whose range the calibration's should cover.
     """
-    first = calibration.tensor(0, network_input)
+    first = arrays_of(calibration.tensor(0, inputs), inputs)
     differ, flat = False, True
-    deviation = 0.0
-    bounds = _pixel_bounds(network_input)
+    deviations = [0.0] * len(inputs)
+    bounds = [_pixel_bounds(one) for one in inputs]
     for index in range(len(calibration)):
-        x = calibration.tensor(index, network_input)
-        differ = differ or not np.array_equal(x, first)
-        flat = flat and x.min() == x.max()
-        deviation = max(deviation, float(np.mean(np.abs(x - first))))
-        if bounds is not None:
-            _demand_inside(x, bounds, f"data.calibration, sample {index}")
+        given = arrays_of(calibration.tensor(index, inputs), inputs)
+        for place, (x, as_first, limits) in enumerate(zip(given, first, bounds, strict=True)):
+            differ = differ or not np.array_equal(x, as_first)
+            flat = flat and x.min() == x.max()
+            deviations[place] = max(deviations[place], float(np.mean(np.abs(x - as_first))))
+            if limits is not None:
+                _demand_inside(x, limits, f"data.calibration, sample {index}")
     if len(calibration) > 1 and not differ:
         raise RecipeError(
             f"data.calibration: all {len(calibration)} samples are the same; calibration needs "
@@ -276,30 +281,41 @@ def calibration_doubts(
             f"data.calibration: all samples are of class {labels[0]}, so other classes' features "
             "may be clipped"
         )
-    if network_input.range is not None:
-        return (
-            doubts  # Tokens are no quantities: their range is the recipe's, and nothing clips it.
-        )
-    low, high = _range(calibration, network_input)
-    if len(calibration) > 1 and deviation < _ALIKE * (high - low):
+    ranges = _ranges(calibration, inputs)
+    if len(calibration) > 1 and all(
+        # Of tokens there is no nearly: another one is another sample.
+        deviation == 0 or (one.range is None and deviation < _ALIKE * (high - low))
+        for one, deviation, (low, high) in zip(inputs, deviations, ranges, strict=True)
+    ):
         doubts.append(
             "data.calibration: all samples are nearly the same, so features of others will be "
             "clipped"
         )
     for split in others:
-        least, most = _range(split, network_input)
-        beyond = max(low - least, most - high)
-        if beyond > _BEYOND * (high - low):
-            doubts.append(
-                f"data.{split.name} runs from {least:.3g} to {most:.3g}, data.calibration only "
-                f"from {low:.3g} to {high:.3g}, so features will be clipped"
-            )
+        for one, (low, high), (least, most) in zip(
+            inputs, ranges, _ranges(split, inputs), strict=True
+        ):
+            beyond = max(low - least, most - high)
+            # Tokens are no quantities: their range is the recipe's, and nothing clips it.
+            if one.range is None and beyond > _BEYOND * (high - low):
+                of = f" in {one.name}" if len(inputs) > 1 else ""
+                doubts.append(
+                    f"data.{split.name} runs from {least:.3g} to {most:.3g}{of}, data.calibration "
+                    f"only from {low:.3g} to {high:.3g}, so features will be clipped"
+                )
     return doubts
 
 
-def _range(split: Split, network_input: Input) -> tuple[float, float]:
-    batches = [(float(x.min()), float(x.max())) for x in split.batches(network_input)]
-    return min(least for least, _ in batches), max(most for _, most in batches)
+def _ranges(split: Split, inputs: Inputs) -> list[tuple[float, float]]:
+    """Per input, the least and greatest value in the split."""
+    found = [
+        [(float(x.min()), float(x.max())) for x in arrays_of(batch, inputs)]
+        for batch in split.batches(inputs)
+    ]
+    return [
+        (min(least for least, _ in column), max(most for _, most in column))
+        for column in zip(*found, strict=True)
+    ]
 
 
 def _pixel_bounds(network_input: Input) -> tuple[Array, Array] | None:

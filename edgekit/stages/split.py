@@ -7,7 +7,7 @@ exits.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgekit.bundle.manifest import DTYPES, TensorSpec, boundaries
 from edgekit.errors import ModelError
+from edgekit.runtime.preprocess import by_name
 from edgekit.stages import Exported, Part, Segments, Stage, StageResult, Step
 from edgekit.stages.crossing import Layout, fits, layouts, made_anew, symbol, turn
 
@@ -39,9 +40,9 @@ class Split(Stage[Exported, Segments[fx.GraphModule]]):
         chain = _parts(artifact, each, names, tensors)
         (whole,) = _parts(artifact, [list(range(len(exits)))], ["whole"], tensors)
         (plain,) = _parts(artifact, [[len(exits) - 1]], ["plain"], tensors)
-        (source,) = artifact.graph.graph.find_nodes(op="placeholder")
-        segments = Segments(exits, source.name, tensors, tuple(chain), plain, whole)
-        crossing = boundaries(source.name, segments.chain)[:-1]
+        inputs = {name: node.name for name, node in artifact.sources().items()}
+        segments = Segments(exits, inputs, tensors, tuple(chain), plain, whole)
+        crossing = boundaries(list(inputs.values()), segments.chain)[:-1]
         notes: dict[str, Any] = {
             "boundary_bytes": [
                 sum(tensors[name].bytes_per_sample for name in names) for names in crossing
@@ -137,12 +138,14 @@ def _parts(
     root, owners, free = _prepared(exported, groups)
     graph = root.graph
     all_logits = _outputs(graph)
-    (source,) = graph.find_nodes(op="placeholder")
-    batch = symbol(source.meta["val"].shape[0])
+    sources = exported.sources(graph)
+    batch = symbol(next(iter(sources.values())).meta["val"].shape[0])
     anew = made_anew(owners, free, batch)
     held = [mine | views for mine, views in zip(owners, anew, strict=True)]
     # FlopCounterMode needs real tensors to run on; each part takes what the parts before it gave.
-    values = {source: exported.sample}
+    values = {sources[name]: one for name, one in by_name(exported.sample).items()}
+    # An input that no exit reads is one all the same: a caller gives it.
+    tensors |= {node.name: _spec(node, "the network", batch) for node in sources.values()}
     result = []
     for index, (mine, group, name) in enumerate(zip(owners, groups, names, strict=True)):
         crossing = [node for node in graph.nodes if node in mine and _read(node, held[index + 1 :])]
@@ -161,7 +164,7 @@ def _parts(
                 outputs=tuple(node.name for node in outputs),
                 logits={exit: node.name for exit, node in logits.items()},
                 parameters=sum(one.numel() for one in program.parameters()),
-                macs=counter.get_total_flops() // 2 // len(exported.sample),
+                macs=counter.get_total_flops() // 2 // len(next(iter(values.values()))),
             )
         )
     return result
@@ -178,17 +181,18 @@ def _prepared(
     graph.output(graph.graph_copy(exported.graph.graph, {}))
     free = _free_nodes(graph)
     owners = assign(graph, exported.exits, groups, free)
-    (source,) = graph.find_nodes(op="placeholder")
-    batch = symbol(source.meta["val"].shape[0])
+    sources = exported.sources(graph)
+    batch = symbol(next(iter(sources.values())).meta["val"].shape[0])
     anew = made_anew(owners, free, batch)
     held = [mine | views for mine, views in zip(owners, anew, strict=True)]
     root = fx.GraphModule(exported.graph, graph)
+    given = {sources[name]: one for name, one in by_name(exported.sample).items()}
     for index, mine in enumerate(owners):
         crossing = [node for node in graph.nodes if node in mine and _read(node, held[index + 1 :])]
         for node in crossing:
             if fits(node, batch):
                 continue
-            layout = _layout(root, node, free, batch, exported.sample)
+            layout = _layout(root, node, free, batch, given)
             if layout is None:
                 continue  # `_spec` refuses it.
             there, back = turn(graph, node, layout, lambda user: user not in mine)  # noqa: B023
@@ -206,18 +210,24 @@ def _read(node: fx.Node, parts: Iterable[set[fx.Node]]) -> bool:
 
 
 def _layout(
-    root: fx.GraphModule, node: fx.Node, free: set[fx.Node], batch: object, sample: torch.Tensor
+    root: fx.GraphModule,
+    node: fx.Node,
+    free: set[fx.Node],
+    batch: object,
+    given: Mapping[fx.Node, torch.Tensor],
 ) -> Layout | None:
     """How the samples lie in a tensor, seen from a batch and from it in reverse; None if unclear.
 
-    The two samples must differ in it, else every order of its rows would do.
+    `given` is what the network's inputs hold, a batch of two samples each. The two must differ in
+    the tensor, else every order of its rows would do.
     """
     candidates = layouts(node, batch)
     if not candidates:
         return None
-    program, _ = cut(root, _ancestors(node, free)[0], [node], free)
+    program, inputs = cut(root, _ancestors(node, free)[0], [node], free)
+    x = [given[one] for one in inputs]
     with torch.no_grad():
-        (value,), (swapped,) = program(sample), program(sample.flip(0))
+        (value,), (swapped,) = program(*x), program(*(one.flip(0) for one in x))
     found = [layout for layout in candidates if layout.carries(value, swapped)]
     return found[0] if len(found) == 1 else None
 

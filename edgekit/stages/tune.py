@@ -178,16 +178,16 @@ class Tune(Stage[Segments[bytes], Tuned]):
     ) -> tuple[Floats, Bools]:
         """See `_measured`, on the whole tuning split."""
         assert self.tuning is not None  # noqa: S101  (asked by the caller)
-        source = self.recipe.manifest_input(segments.input)
+        inputs = self.recipe.manifest_inputs(segments.inputs)
         chain = self.chain_for(segments)
         found = []
         start = 0
-        for batch in self.tuning.batches(source):
+        for batch in self.tuning.batches(inputs):
             step(f"sample {start} of {len(labels)}")
             logits = list(chain.logits(batch).values())
-            rows = labels[start : start + len(batch)]
+            rows = labels[start : start + len(logits[0])]
             found.append(_measured(self.recipe.manifest_policy(()), logits, rows))
-            start += len(batch)
+            start += len(rows)
         confidences, correct = zip(*found, strict=True)
         return np.concatenate(confidences, axis=1), np.concatenate(correct, axis=1)
 

@@ -61,20 +61,23 @@ DOCUMENT: Document = {
         "machine": None,
         "board": "Raspberry Pi 4",
     },
-    "input": {
-        "tensor": "x",
-        "dtype": "float32",
-        "shape": [1, 4, 4],
-        "range": None,
-        "image": {
-            "mode": "L",
-            "resize": [4, 4],
-            "crop": None,
-            "scale": 0.5,
-            "mean": [0.25],
-            "std": [2.0],
-        },
-    },
+    "inputs": [
+        {
+            "name": "input",
+            "tensor": "x",
+            "dtype": "float32",
+            "shape": [1, 4, 4],
+            "range": None,
+            "image": {
+                "mode": "L",
+                "resize": [4, 4],
+                "crop": None,
+                "scale": 0.5,
+                "mean": [0.25],
+                "std": [2.0],
+            },
+        }
+    ],
     "labels": ["yes", "no"],
     "policy": {
         "criterion": "max_prob",
@@ -109,12 +112,17 @@ DOCUMENT: Document = {
     "requirements": {"python": ">=3.10", "packages": ["numpy>=1.26"]},
     "golden": {
         "samples": [
-            {"input": "golden/0.npy", "exit": "zulu", "class_index": 1, "confidence": 0.875}
+            {
+                "inputs": {"input": "golden/0.npy"},
+                "exit": "zulu",
+                "class_index": 1,
+                "confidence": 0.875,
+            }
         ],
         "logits": {"zulu": "golden/zulu.npy", "alpha": "golden/alpha.npy"},
         "max_relative_error": 0.001,
     },
-    "test_data": {"inputs": "test/inputs.npy", "labels": None, "samples": 1},
+    "test_data": {"inputs": {"input": "test/inputs.npy"}, "labels": None, "samples": 1},
     "files": [
         file("golden/0.npy"),
         file("golden/zulu.npy"),
@@ -146,12 +154,12 @@ def test_the_document_means_what_it_says() -> None:
     manifest = parse_manifest(sealed())
     variant = manifest.variant()
     assert manifest.policy == m.Policy("max_prob", (0.75,))
-    assert manifest.input.image == m.Image("L", (4, 4), None, 0.5, (0.25,), (2.0,))
+    assert manifest.inputs[0].image == m.Image("L", (4, 4), None, 0.5, (0.25,), (2.0,))
     assert variant.tensors["features"] == m.TensorSpec("float32", (None, 8))
     assert variant.tensors["features"].bytes_per_sample == 32
     assert [one.name for one in variant.segments] == ["one", "two"]
     assert variant.segments[0].exits == (m.Exit("zulu", "early"),)
-    assert manifest.test_data == m.TestData("test/inputs.npy", None, 1)
+    assert manifest.test_data == m.TestData({"input": "test/inputs.npy"}, None, 1)
     assert len(manifest.all_files()) == 2 + 2 + 4
 
 
@@ -262,8 +270,8 @@ def test_a_bundle_id_that_is_no_hash_of_it_is_refused() -> None:
 PLACES: dict[str, Callable[[Document], Document]] = {
     "": lambda document: document,
     "target": lambda document: document["target"],
-    "input": lambda document: document["input"],
-    "image": lambda document: document["input"]["image"],
+    "input": lambda document: document["inputs"][0],
+    "image": lambda document: document["inputs"][0]["image"],
     "policy": lambda document: document["policy"],
     "variants": lambda document: document["variants"][0],
     "segments": lambda document: document["variants"][0]["segments"][0],
@@ -307,8 +315,8 @@ def test_a_missing_key_is_refused_and_named(place: str) -> None:
         (lambda d: d["policy"].update(thresholds=[True]), "thresholds: True"),
         (lambda d: d["policy"].update(thresholds=["0.5"]), "thresholds: '0.5'"),
         (lambda d: d["policy"].update(thresholds=[None]), "thresholds: None"),
-        (lambda d: d["input"]["image"].update(resize=[4, 4, 4]), "image"),
-        (lambda d: d["input"].update(image=[]), "image: []"),
+        (lambda d: d["inputs"][0]["image"].update(resize=[4, 4, 4]), "image"),
+        (lambda d: d["inputs"][0].update(image=[]), "image: []"),
         (lambda d: d["variants"][0].update(tensors=[]), "tensors: []"),
         (lambda d: d["variants"][0]["tensors"]["x"].update(shape=[None, "1"]), "shape"),
         (lambda d: d["files"][0].update(size_bytes=None), "size_bytes: None"),
@@ -475,9 +483,12 @@ def test_too_many_files_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda d: d["golden"]["samples"][0].update(input="golden/9.npy"), "golden/9.npy"),
+        (
+            lambda d: d["golden"]["samples"][0].update(inputs={"input": "golden/9.npy"}),
+            "golden/9.npy",
+        ),
         (lambda d: d["golden"]["logits"].update(zulu="golden/z.npy"), "golden/z.npy"),
-        (lambda d: d["test_data"].update(inputs="test/x.npy"), "test/x.npy"),
+        (lambda d: d["test_data"].update(inputs={"input": "test/x.npy"}), "test/x.npy"),
         (lambda d: d["test_data"].update(labels="test/y.npy"), "test/y.npy"),
     ],
 )
@@ -501,7 +512,33 @@ def test_a_file_that_is_used_but_not_listed_is_refused(
 def test_an_image_that_cannot_fill_the_input_is_refused(
     change: Callable[[Document], None],
 ) -> None:
-    refused(lambda document: change(document["input"]["image"]), "cannot fill", "[1, 4, 4]")
+    refused(lambda document: change(document["inputs"][0]["image"]), "cannot fill", "[1, 4, 4]")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: one.update(dtype="int64", image=None),
+        lambda one: one.update(range=[0, 9]),
+        lambda one: one.update(dtype="int64", image=None, range=[9, 0]),
+        lambda one: one.update(dtype="uint8", image=None, range=[0, 9]),
+    ],
+)
+def test_an_input_of_integers_without_a_range_is_refused(
+    change: Callable[[Document], None],
+) -> None:
+    refused(lambda document: change(document["inputs"][0]), "an input of", "with the range")
+
+
+def test_two_inputs_of_one_name_are_refused() -> None:
+    refused(lambda d: d["inputs"].append(d["inputs"][0]), "two of one name")
+    refused(lambda d: d.update(inputs=[]), "has no inputs")
+
+
+@pytest.mark.parametrize("paths", [{}, {"image": "golden/0.npy"}])
+def test_a_sample_of_other_inputs_is_refused(paths: Document) -> None:
+    refused(lambda d: d["golden"]["samples"][0].update(inputs=paths), "a sample has other inputs")
+    refused(lambda d: d["test_data"].update(inputs=paths), "a sample has other inputs")
 
 
 def variant(change: Callable[[Document], object]) -> Callable[[Document], object]:

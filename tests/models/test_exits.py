@@ -42,7 +42,7 @@ def segments_of(exits: Exits, sample=X[:2]):
 def chain(exits: Exits, x: torch.Tensor) -> list[torch.Tensor]:
     """What the segments give, one after the other."""
     segments = segments_of(exits, x[:2])
-    values, found = {segments.input: x}, []
+    values, found = {segments.inputs["input"]: x}, []
     with torch.no_grad():
         for part in segments.chain:
             given = part.program(*(values[name] for name in part.inputs))

@@ -330,3 +330,33 @@ def test_data_is_followed_through_a_function_of_the_users_own():
 
     exits = find(Net(forward), MODULES[:2], sample=X[:2].abs() + 1)
     assert [one.answer for one in exits.questions] == [False]
+
+
+def test_a_decision_on_either_of_two_inputs_is_steered():
+    def forward(m, x, shift):
+        """`shift` decides first, and then what `x` comes to."""
+        x = m.body[0](x).relu()
+        out = m.exits[0](x)
+        if shift.sum() > 0:
+            x = m.body[1](x + shift).relu()
+            out = m.exits[1](x)
+            if confidence(out).min() < m.threshold:
+                out = m.exits[2](m.body[2](x).relu())
+        return out
+
+    torch.manual_seed(1)
+    model = Net(forward).eval()
+    batch = {"shift": -torch.rand(4, 6), "x": X[:4]}
+    inputs = {"x": {"shape": [6]}, "shift": {"shape": [6]}}
+    exits = find(model, MODULES, batch, input=None, inputs=inputs)
+    assert len([one for one in exits.questions if one.answer is not None]) == 2
+    with torch.no_grad():
+        first = model.body[0](batch["x"]).relu()
+        second = model.body[1](first + batch["shift"]).relu()
+        features = (first, second, model.body[2](second).relu())
+        expected = [head(one) for head, one in zip(model.exits, features, strict=True)]
+        for ours, theirs in zip(exits(batch), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    graph = Export()(Network(exits, exits.names, batch), lambda text: None).artifact.graph
+    for ours, theirs in zip(graph(batch), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)

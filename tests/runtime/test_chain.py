@@ -509,7 +509,7 @@ def scripted(logits: list[Array], policy: Policy) -> Chain:
         outputs = (f"z{depth}", f"f{depth}")
         segments.append(Segment("", 0, "", f"segment-{depth}", (given,), outputs, exits, 0, 0))
     labels = tuple(f"class {index}" for index in range(classes))
-    spec = ChainSpec(Input("x", "float32", (1,), None), labels, tensors, tuple(segments), policy)
+    spec = ChainSpec((Input("x", "float32", (1,), None),), labels, tensors, tuple(segments), policy)
     return Chain(spec, [Scripted(one) for one in logits])
 
 

@@ -28,6 +28,9 @@ GREY = Image("L", None, None, 1 / 255, (0.5,), (0.25,))
 COLOUR = Image("RGB", None, None, 1.0, (1.0, 2.0, 3.0), (2.0, 4.0, 8.0))
 
 
+ONE = (Input("x", "float32", (2, 2), None),)
+
+
 def grey_input(*shape: int, image: Image | None = GREY) -> Input:
     return Input("x", "float32", shape, image)
 
@@ -323,7 +326,7 @@ def test_pillow_is_not_imported_where_pixels_fit_already() -> None:
 
 def test_an_npz_gives_inputs_and_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", inputs=noise(3, 2, 2), labels=[2, 0, 1], other=[9])
-    inputs, labels = read_npz(tmp_path / "x.npz")
+    inputs, labels = read_npz(tmp_path / "x.npz", ONE)
     np.testing.assert_array_equal(inputs, noise(3, 2, 2))
     assert labels is not None
     assert labels.tolist() == [2, 0, 1]
@@ -331,24 +334,24 @@ def test_an_npz_gives_inputs_and_labels(tmp_path: Path) -> None:
 
 def test_an_npz_may_have_no_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", inputs=noise(3, 2, 2))
-    assert read_npz(tmp_path / "x.npz")[1] is None
+    assert read_npz(tmp_path / "x.npz", ONE)[1] is None
 
 
 def test_an_npz_without_inputs_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=noise(3, 2, 2))
     with pytest.raises(InputError, match=r"x\.npz: has no array `inputs`"):
-        read_npz(tmp_path / "x.npz")
+        read_npz(tmp_path / "x.npz", ONE)
 
 
 def test_a_missing_npz_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.npz: there is no such file"):
-        read_npz(tmp_path / "x.npz")
+        read_npz(tmp_path / "x.npz", ONE)
 
 
 def test_an_npz_with_a_pickle_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", inputs=np.array([Trap(tmp_path / "sprung")]))
     with pytest.raises(InputError, match=r"x\.npz: is no \.npz file of plain arrays"):
-        read_npz(tmp_path / "x.npz")
+        read_npz(tmp_path / "x.npz", ONE)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -378,4 +381,4 @@ def damaged(path: Path) -> None:
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "x.npz")
     with pytest.raises(InputError, match=r"x\.npz"):
-        read_npz(tmp_path / "x.npz")
+        read_npz(tmp_path / "x.npz", ONE)

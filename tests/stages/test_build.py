@@ -22,7 +22,7 @@ from edgekit.target import load_target
 
 SEGMENTS = Segments(
     exits=("first",),
-    input="x",
+    inputs={"input": "x"},
     tensors={"x": TensorSpec("float32", (None, 1, 8, 8)), "a": TensorSpec("float32", (None, 4))},
     chain=(Part("segment-1", bytes(600_000), ("x",), ("a",), {"first": "a"}, 0, 0),),
     plain=Part("plain", bytes(500_000), ("x",), ("a",), {"first": "a"}, 0, 0),
@@ -56,7 +56,7 @@ def test_a_device_that_can_run_but_not_bench_is_a_note(built_tiny, tiny_recipe):
 
     segments = Segments(
         manifest.variant().exits,
-        manifest.input.tensor,
+        {"input": manifest.inputs[0].tensor},
         manifest.variant().tensors,
         tuple(map(part, manifest.variant().segments)),
         part(baselines.plain),

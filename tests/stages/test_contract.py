@@ -18,7 +18,7 @@ def part(name: str, inputs: str, outputs: str, **logits: str) -> Part[bytes]:
 
 SOUND = Segments(
     exits=("early", "late"),
-    input="x",
+    inputs={"input": "x"},
     tensors={"x": FEATURES, "f": FEATURES, "a": LOGITS, "b": LOGITS},
     chain=(part("segment-1", "x", "f a", early="a"), part("segment-2", "f", "b", late="b")),
     plain=part("plain", "x", "b", late="b"),

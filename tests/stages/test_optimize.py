@@ -45,7 +45,7 @@ def error_of(model: nn.Module, exits: int, shape: tuple[int, ...]) -> ErrorOf:
     reference = reference_of(network, policy, lambda: iter([samples]), Check())
 
     def error(segments: Segments[bytes], name: str) -> float:
-        source = Input(segments.input, "float32", shape, None)
+        source = (Input(segments.inputs["input"], "float32", shape, None),)
         make = runner_for(segments, source, load_target("host"))
         return reference.error_of(segments, name, make)
 

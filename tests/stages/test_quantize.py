@@ -76,7 +76,7 @@ class World:
             Tolerance(**{"max_relative_error": 0.1, "min_top1_agreement": 0.9,
                          "min_exit_agreement": 0.8} | limits),
         )  # fmt: skip
-        make = runner_for(segments, recipe.manifest_input(segments.input), load_target("host"))
+        make = runner_for(segments, recipe.manifest_inputs(segments.inputs), load_target("host"))
         return reference.check("quantize", segments, self.exported, make)
 
 
@@ -126,7 +126,9 @@ def test_integers_cross_also_past_a_segment_and_to_several_readers(skipping):
     assert all(boundary in part.inputs for part in given.chain[1:])
     logits = {tensor for part in given.parts() for tensor in part.logits.values()}
     for name, spec in given.tensors.items():
-        assert spec.dtype == ("float32" if name in {*logits, given.input} else "uint8"), name
+        assert spec.dtype == ("float32" if name in {*logits, given.inputs["input"]} else "uint8"), (
+            name
+        )
     for part in given.chain[1:]:
         model = onnx.load_from_string(part.program)
         # What comes in as integers is not quantized once more.
@@ -140,9 +142,9 @@ def test_logits_and_input_stay_float_where_later_segments_read_them():
     awkward = world_of(Awkward(), 2)
     given = awkward.quantize().artifact
     early, late = given.chain
-    assert given.input in late.inputs
+    assert given.inputs["input"] in late.inputs
     assert early.logits["exit1"] in late.inputs
-    assert given.tensors[given.input].dtype == "float32"
+    assert given.tensors[given.inputs["input"]].dtype == "float32"
     assert given.tensors[early.logits["exit1"]].dtype == "float32"
     awkward.check(given)
     for part in (early, given.whole):
@@ -215,7 +217,7 @@ def test_a_network_of_heads_alone_has_nothing_to_quantize():
 def test_only_samples_that_reach_a_segment_calibrate_it(skipping):
     recipe = load_recipe("digits", {"input": {"shape": list(SHAPE)}})
     segments = skipping.optimized
-    early = chain_of(segments, segments.chain[:1], recipe.manifest_input(segments.input), (),
+    early = chain_of(segments, segments.chain[:1], recipe.manifest_inputs(segments.inputs), (),
                      Policy("max_prob", ()), load_target("host"))  # fmt: skip
     given = splits()
     logits = early.logits(np.stack(given["calibration"].raw))["exit1"].astype(np.float64)
@@ -246,7 +248,7 @@ def test_a_segment_is_calibrated_with_what_the_quantized_ones_before_it_give(ski
     given = skipping.quantize(backend=Recording()).artifact
     batches, entering = seen["segment-3"]
     recipe = load_recipe("digits", {"input": {"shape": list(SHAPE)}})
-    chain = chain_of(given, given.chain[:2], recipe.manifest_input(given.input), (),
+    chain = chain_of(given, given.chain[:2], recipe.manifest_inputs(given.inputs), (),
                      Policy("max_prob", (1.0,)), load_target("host"))  # fmt: skip
     tensors = chain.tensors(noise(1))
     assert entering.keys() == set(given.chain[2].inputs)
@@ -258,7 +260,9 @@ def test_a_segment_is_calibrated_with_what_the_quantized_ones_before_it_give(ski
         assert len(np.unique(theirs)) <= 256
     for name in ("plain", "whole", "segment-1"):
         (batch, rest), _ = seen[name]
-        assert np.array_equal(np.concatenate([batch[given.input], rest[given.input]]), noise(1))
+        assert np.array_equal(
+            np.concatenate([batch[given.inputs["input"]], rest[given.inputs["input"]]]), noise(1)
+        )
 
 
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
@@ -300,8 +304,11 @@ def test_a_wrong_quantized_chain_is_refused_with_its_own_tolerance(skipping):
 
 def test_int8_without_calibration_data_is_refused(skipping):
     words = r"host is int8.*no data\.calibration.*int8-dynamic"
+    recipe = load_recipe("digits", {"input": {"shape": list(SHAPE)}, "data.calibration": None})
+    given = {"tuning": Split("tuning", list(noise(2)), None)}
+    stage = Quantize(BACKEND, recipe, load_target("host", {"precision": "int8"}), given, None)
     with pytest.raises(RecipeError, match=words):
-        skipping.quantize({"tuning": Split("tuning", list(noise(2)), None)})
+        stage(skipping.optimized, silent)
 
 
 IMAGE = {
@@ -311,7 +318,7 @@ IMAGE = {
 
 def doubts(values, labels=None, recipe=None, **others):
     given = splits(values, labels, **others)
-    source = load_recipe("digits", recipe or {"input": {"shape": list(SHAPE)}}).manifest_input("x")
+    source = load_recipe("digits", recipe or {"input": {"shape": list(SHAPE)}}).manifest_inputs({})
     return calibration_doubts(given.pop("calibration"), source, list(given.values()))
 
 
@@ -401,13 +408,13 @@ def test_golden_samples_of_a_quantized_bundle_lie_clear_of_the_thresholds(digits
     thresholds = dict(zip(manifest.variant().exits, manifest.policy.thresholds, strict=False))
     chain = Chain.load(digits_int8_bundle)
     for sample in manifest.golden.samples:
-        x = chain.read(digits_int8_bundle / sample.input)
+        x = chain.read(digits_int8_bundle / sample.inputs["input"])
         # One step of another processor's kernels moves logits by far less than this.
         for name, logits in chain.logits(x[None]).items():
             wide = logits[0].astype(np.float64)
             if name == sample.exit:
                 break
-            assert abs(log_odds(wide) - odds(thresholds[name])) > 0.1, (sample.input, name)
+            assert abs(log_odds(wide) - odds(thresholds[name])) > 0.1, (sample.inputs, name)
 
 
 def log_odds(logits: np.ndarray) -> float:

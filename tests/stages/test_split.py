@@ -23,7 +23,7 @@ def split(model: nn.Module, exits: int, sample: torch.Tensor) -> Segments[fx.Gra
 
 
 def run(segments: Segments[fx.GraphModule], name: str, x: torch.Tensor) -> list[torch.Tensor]:
-    values = {segments.input: x}
+    values = {segments.inputs["input"]: x}
     exits = []
     with torch.no_grad():
         for part in segments.chains()[name]:
@@ -402,7 +402,7 @@ def test_a_view_of_the_networks_input_is_made_of_the_input():
 
     net = Returns(heads)
     segments = assert_same_as_whole(net, 2, torch.randn(2, 6))
-    assert segments.chain[1].inputs == (segments.input,)
+    assert segments.chain[1].inputs == (segments.inputs["input"],)
 
 
 class SequenceFirst(nn.Module):
@@ -425,3 +425,33 @@ def test_what_is_turned_to_cross_is_turned_back_in_every_segment_that_reads_it()
     assert first.outputs[0] in second.inputs
     assert first.outputs[0] in third.inputs
     assert segments.tensors[first.outputs[0]].shape == (None, 4, 4)
+
+
+def test_a_batch_that_is_not_in_front_is_found_where_two_inputs_are_given_by_name():
+    class JoinsSequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, vector, image):
+            a = self.a(image[:, 0].permute(1, 0, 2)).relu()
+            b = (a + self.b(vector)).relu()
+            return self.head(a.mean(0)), self.head(b.mean(0))
+
+    model = JoinsSequenceFirst().eval()
+    sample = {"image": torch.randn(2, 1, 4, 4), "vector": torch.randn(2, 5)}
+    segments = split(model, 2, sample)
+    assert set(segments.inputs) == {"image", "vector"}
+    first, second = segments.chain
+    assert segments.inputs["vector"] not in first.inputs
+    assert set(second.inputs) == {segments.inputs["vector"], first.outputs[0]}
+    assert segments.tensors[first.outputs[0]].shape == (None, 4, 4)
+    x = {"image": torch.randn(5, 1, 4, 4), "vector": torch.randn(5, 5)}
+    values = {segments.inputs[name]: one for name, one in x.items()}
+    with torch.no_grad():
+        expected = model(**x)
+        for part, theirs in zip(segments.chain, expected, strict=True):
+            given = part.program(*(values[one] for one in part.inputs))
+            values.update(zip(part.outputs, given, strict=True))
+            (logits,) = part.logits.values()
+            assert torch.equal(values[logits], theirs)

@@ -163,7 +163,7 @@ class World:
 
     def chain_for(self, segments: Segments[bytes], policy: Policy | None = None):
         policy = policy or Policy("max_prob", (1.0,) * (len(segments.exits) - 1))
-        source = self.recipe.manifest_input(segments.input)
+        source = self.recipe.manifest_inputs(segments.inputs)
         labels = self.recipe.labels or ()
         return chain_of(segments, segments.chain, source, labels, policy, load_target("host"))
 
@@ -171,7 +171,7 @@ class World:
         """Of the runtime itself, one sample at a time."""
         chain = self.chain_for(self.segments, policy)
         found = [
-            chain.one(self.tuning.tensor(row, chain.spec.input)).class_index
+            chain.one(self.tuning.tensor(row, chain.spec.inputs)).class_index
             for row in range(len(self.tuning))
         ]
         return float(np.mean(found == self.tuning.labels))
@@ -182,7 +182,7 @@ def world(path: str) -> World:
     with user_code(recipe.folder):
         tuning = load_splits(recipe)["tuning"]
         module = Exits(load_model(recipe), recipe.exits).eval()
-        batches = list(tuning.batches(recipe.manifest_input("")))
+        batches = list(tuning.batches(recipe.manifest_inputs({})))
         network = Network(module, recipe.exits, torch.from_numpy(batches[0][:2]))
         graphs = SplitStage()(Export()(network, silent).artifact, silent).artifact
     lower = Lower(OnnxRuntimeBackend(), load_target("host"), network.sample)
