@@ -176,7 +176,7 @@ def row(style: str, floats: Built, integers: Built | None, report: dict[str, Any
     """A row of the table."""
     variant = floats.manifest.variant()
     cuts = []
-    for names in boundaries(floats.manifest.input.tensor, variant.segments)[:-1]:
+    for names in boundaries([one.tensor for one in floats.manifest.inputs], variant.segments)[:-1]:
         size_bytes = sum(variant.tensors[name].bytes_per_sample for name in names)
         cuts.append(f"{len(names)}: {size_bytes:,} B")
     check = accepted(floats)

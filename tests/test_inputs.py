@@ -424,6 +424,18 @@ def test_a_factory_that_does_not_give_every_input_is_refused(two_recipe, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+def test_an_input_that_no_exit_reads_is_given_and_noted(two_recipe, tmp_path):
+    model = two_recipe.parent / "two.py"
+    model.write_text(model.read_text().replace("torch.relu(self.meta(meta))", "x[:, :8]"))
+    built = build(load_recipe(str(two_recipe)), load_target("host"), tmp_path / "out")
+    (split,) = [one for one in built.evidence["stages"] if one["name"] == "split"]
+    assert split["notes"]["warning"] == "no exit reads input 'meta'"
+    chain = Chain.load(tmp_path / "out")
+    assert chain({"image": IMAGE, "meta": META}).exit
+    with pytest.raises(InputError, match="meta"):
+        chain({"image": IMAGE})
+
+
 def test_inputs_that_forward_does_not_take_are_the_recipes_error(two_recipe, tmp_path):
     text = two_recipe.read_text().replace("  meta:", "  other:")
     two_recipe.write_text(text)

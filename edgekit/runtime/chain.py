@@ -141,6 +141,7 @@ class Chain:
         self._exits = [segment.exits[-1] for segment in spec.segments]
         # The last exit takes every sample that comes to it, also one whose confidence is NaN.
         self._thresholds = [*policy.thresholds, None]
+        self._single = len(spec.inputs) == 1
         self._dtypes = [np.dtype(one.dtype) for one in spec.inputs]
         self.lock = threading.Lock()
         self.metrics: Metrics | None = None
@@ -331,7 +332,7 @@ class Chain:
         """
         due_ns = None if deadline_ms is None else self._due_ns(deadline_ms)
         # Of one input, no look at names: this path is short on purpose, see below.
-        single = type(sample) is np.ndarray and len(self._dtypes) == 1
+        single = self._single and type(sample) is np.ndarray
         given: Any = (sample,) if single else preprocess.arrays_of(sample, self.spec.inputs)
         with self.lock:
             # Few calls and no layers between them: after a segment has filled the processor's
@@ -341,8 +342,7 @@ class Chain:
             started_ns = clock() if metrics is not None else 0
             times = [clock()] if timings else None
             plan = self._plans.get(1) or self._plan(1)
-            for array, entry in zip(given, plan.entries):  # noqa: B905  (as many, by arrays_of)
-                shape, dtype, floats, source, write = entry
+            for array, (shape, dtype, floats, source, write) in zip(given, plan.entries):  # noqa: B905
                 if array.shape != shape or array.dtype != dtype:
                     raise self._misfit(array, source)
                 write(array)

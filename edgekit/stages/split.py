@@ -48,8 +48,11 @@ class Split(Stage[Exported, Segments[fx.GraphModule]]):
                 sum(tensors[name].bytes_per_sample for name in names) for names in crossing
             ]
         }
+        warnings = [f"no exit reads input {x!r}" for x in inputs if inputs[x] not in whole.inputs]
         if warning := _order_warning(artifact):
-            notes["warning"] = warning
+            warnings.append(warning)
+        if warnings:
+            notes["warning"] = "; ".join(warnings)
         return StageResult(segments, notes)
 
 

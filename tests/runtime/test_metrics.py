@@ -500,8 +500,10 @@ def test_processes_that_write_at_once_leave_no_empty_line_and_no_torn_one(
 ) -> None:
     # A line a sample and no inference between them, so that writes meet, also across two pages.
     write = SERVE.replace("metrics=sys.argv[1]", "").replace("range(3)", "range(3000)")
-    write = write.replace("chain.one(np.zeros((1, 8, 8), np.float32))", "metrics.add(0, 0, 0, 0, '')")
-    write = write.replace("for _", 'metrics = Metrics(chain, sys.argv[1], every_samples=1)\nfor _')
+    write = write.replace(
+        "chain.one(np.zeros((1, 8, 8), np.float32))", "metrics.add(0, 0, 0, 0, '')"
+    )
+    write = write.replace("for _", "metrics = Metrics(chain, sys.argv[1], every_samples=1)\nfor _")
     write = write.replace("import Chain", "import Chain, Metrics")
     command = [sys.executable, "-c", write, path, built_tiny]
     processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
