@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from edgekit.bundle.manifest import Policy
+from edgekit.bundle.manifest import GIVEN, Policy
 from edgekit.errors import CheckError, DeviceError, ModelError
 from edgekit.models.exits import eager_logits, to_torch
 from edgekit.recipe import Check, Tolerance
 from edgekit.runtime.chain import Chain, ChainSpec, most_rows
-from edgekit.runtime.criteria import Walk, decide
+from edgekit.runtime.criteria import Decisions, Walk, decide
 from edgekit.runtime.device import threads_here
 from edgekit.runtime.preprocess import (
     Inputs,
@@ -37,6 +38,7 @@ __all__ = [
     "demand_range",
     "even_policy",
     "model_logits",
+    "never",
     "runner_for",
 ]
 
@@ -49,6 +51,9 @@ _ALONE = 4
 _FEW = 8
 """Samples that tell a right program from a wrong one; what is still right meets the whole check."""
 
+_WHAT = ("logits", "confidences")
+"""What an exit gives, and what it may give beside that."""
+
 _STEADY = 1e-3
 """How far the model's answers to the same sample may differ: other kernels round otherwise."""
 
@@ -57,17 +62,17 @@ _STEADY = 1e-3
 class Agreement:
     """How far a chain is from the model in PyTorch, over `samples` samples.
 
-    `max_abs_error` and `max_relative_error` are over all exits' logits; relative to the largest
-    magnitude among an exit's logits. `top1_agreement` is the share of (sample, exit) pairs with the
-    same class, `exit_agreement` the share of samples that leave at the same exit with the same
-    class.
+    `max_abs_error` and `max_relative_error` are over all exits' logits, and the confidences that
+    they give; relative to the largest magnitude among an exit's. `top1_agreement` is the share of
+    (sample, exit) pairs with the same class, None where exits tell no classes; `exit_agreement` the
+    share of samples that leave at the same exit with the same class.
     """
 
     stage: str
     samples: int
     max_abs_error: float
     max_relative_error: float
-    top1_agreement: float
+    top1_agreement: float | None
     exit_agreement: float
 
 
@@ -78,18 +83,21 @@ Runner = Callable[[Sample], dict[str, Array]]
 def model_logits(network: Network, batches: Iterator[Sample]) -> list[Array]:
     """The model's logits `[samples, classes]` per exit, if a chain can be held to its answers.
 
-    Raises ModelError where they are not finite, are others the second time, or depend on the batch
-    that a sample is in.
+    Then the confidences `[samples]` of the exits that give theirs; see `Network`. Raises
+    ModelError where they are not finite, are others the second time, or depend on the batch that a
+    sample is in.
     """
-    outputs: list[list[Array]] = [[] for _ in network.exits]
+    exits = [*network.exits, *network.exits[: network.given]]
+    outputs: list[list[Array]] = [[] for _ in exits]
     for number, batch in enumerate(batches):
         logits = eager_logits(network.module, batch)
-        for exit, output, one in zip(network.exits, outputs, logits, strict=True):
+        for place, (exit, output, one) in enumerate(zip(exits, outputs, logits, strict=True)):
+            given = place >= len(network.exits)
             # A masked class is -inf and may stay; NaN and +inf make every class as good.
-            if np.isnan(one).any() or np.isposinf(one).any():
+            if np.isnan(one).any() or (np.isinf if given else np.isposinf)(one).any():
                 raise ModelError(
-                    f"the model itself gives NaN or infinite logits at exit {exit!r}; look at "
-                    "its checkpoint and at the recipe's preprocessing"
+                    f"the model itself gives NaN or infinite {_WHAT[given]} at exit {exit!r}; look "
+                    "at its checkpoint and at the recipe's preprocessing"
                 )
             output.append(one)
         if number == 0:
@@ -114,17 +122,18 @@ def demand_range(network: Network, inputs: Inputs, sample: Sample) -> None:
                 raise ModelError(f"{key}.range goes to {end}, and there {error}") from None
 
 
-def even_policy(policy: Policy, logits: Sequence[Array]) -> Policy:
+def even_policy(policy: Policy, logits: Sequence[Array], given: Sequence[Array] = ()) -> Policy:
     """The policy with thresholds under which about as many samples leave at each exit.
 
     What exit decisions are compared under before the thresholds are known: every exit is put to the
-    test, whatever the recipe's thresholds. `logits` are the model's, `[samples, classes]` per exit.
+    test, whatever the recipe's thresholds. `logits` are the model's, `[samples, classes]` per exit,
+    `given` the confidences `[samples]` of the first exits, as many as give theirs.
     """
     remaining = np.arange(len(logits[-1]))
     thresholds = []
     walk = Walk(policy)
-    for depth, one in enumerate(logits[:-1]):
-        confidences = walk.look(one).confidences[remaining]
+    for depth, pair in enumerate(list(zip_longest(logits, given))[:-1]):
+        confidences = walk.look(*pair).confidences[remaining]
         threshold = _widest_gap(confidences, len(remaining) / (len(logits) - depth))
         thresholds.append(threshold)
         remaining = remaining[~(confidences >= threshold)]
@@ -172,46 +181,66 @@ class Reference:
     def __init__(
         self,
         exits: tuple[str, ...],
-        logits: list[Array],
+        outputs: list[Array],
         batches: Callable[[], Iterator[Sample]],
         policy: Policy,
         limits: Tolerance,
+        *,
+        classes: bool = True,
     ) -> None:
-        """`logits` are the model's, per exit; `batches` gives their samples anew on every call."""
+        """`outputs` are the model's, as `model_logits` gives them.
+
+        `batches` gives their samples anew on every call; `classes` says that exits tell classes.
+        """
         self.exits = exits
-        self.logits = logits
+        self.outputs = outputs
         self.batches = batches
         self.policy = policy
         self.limits = limits
-        self.decisions = decide(logits, policy)
+        self.classes = classes
+        self.decisions = self._decide(outputs)
+
+    def _decide(self, outputs: list[Array]) -> Decisions:
+        count = len(self.exits)
+        return decide(outputs[:count], self.policy, outputs[count:])
+
+    def _of(self, what: int, exit: str) -> Array:
+        """The model's logits at an exit, or its confidences: `what` is a place in `_WHAT`."""
+        return self.outputs[what * len(self.exits) + self.exits.index(exit)]
 
     @property
     def _key(self) -> str:
         """Where the limits stand in the recipe."""
         return "check" if isinstance(self.limits, Check) else "check.quantized"
 
-    def compare(self, stage: str, logits: list[Array]) -> Agreement:
-        """A chain's logits, one array `[samples, classes]` per exit, against the model's."""
-        pairs = list(zip(logits, self.logits, strict=True))
+    def compare(self, stage: str, outputs: list[Array]) -> Agreement:
+        """What a chain gives, as `model_logits` has it, against what the model gives."""
+        pairs = list(zip(outputs, self.outputs, strict=True))
         errors = [differences(ours, theirs) for ours, theirs in pairs]
-        same_class = [ours.argmax(axis=1) == theirs.argmax(axis=1) for ours, theirs in pairs]
-        ours, theirs = decide(logits, self.policy), self.decisions
-        alike = (ours.exits == theirs.exits) & (ours.classes == theirs.classes)
+        ours, theirs = self._decide(outputs), self.decisions
+        alike = ours.exits == theirs.exits
+        agreement = None
+        if self.classes:
+            alike &= ours.classes == theirs.classes
+            logits = pairs[: len(self.exits)]
+            same = [one.argmax(axis=1) == its.argmax(axis=1) for one, its in logits]
+            agreement = float(np.mean(same))
         return Agreement(
             stage=stage,
-            samples=len(logits[-1]),
+            samples=len(outputs[-1]),
             max_abs_error=max(error[0] for error in errors),
             max_relative_error=max(error[1] for error in errors),
-            top1_agreement=float(np.mean(same_class)),
+            top1_agreement=agreement,
             exit_agreement=float(np.mean(alike)),
         )
 
     def accept(self, stage: str, chain: Chain) -> Agreement:
         """As `check`, of a loaded chain, whose own decisions are held against the model's."""
-        logits: list[list[Array]] = [[] for _ in self.exits]
+        outputs: list[list[Array]] = [[] for _ in self.outputs]
         taken = []
         for batch in self.batches():
-            for output, one in zip(logits, chain.logits(batch).values(), strict=True):
+            found_here = [one for part in chain.exits(batch) for one in part.values()]
+            for output, one in zip(outputs, found_here, strict=True):
                 output.append(one)
             together = chain.many(batch)
             # One by one is how a device is called, and how `run` and `bench` call it.
@@ -224,10 +253,10 @@ class Reference:
                     f"{stage}: samples leave elsewhere in a batch than alone; a confidence lies on "
                     "a threshold: move the threshold"
                 )
-        found = self.compare(stage, [np.concatenate(output) for output in logits])
+        found = self.compare(stage, [np.concatenate(output) for output in outputs])
         exits, classes = self.decisions.exits, self.decisions.classes
         alike = [
-            (self.exits[exit], index) == (one.exit, one.class_index)
+            (self.exits[exit], index if self.classes else None) == (one.exit, one.class_index)
             for exit, index, one in zip(exits, classes, taken, strict=True)
         ]
         found = replace(found, exit_agreement=float(np.mean(alike)))
@@ -243,7 +272,7 @@ class Reference:
         """The model's accuracy in PyTorch, per exit, and of the policy's decisions (`policy`)."""
         shares = {
             exit: float(np.mean(logits.argmax(axis=1) == labels))
-            for exit, logits in zip(self.exits, self.logits, strict=True)
+            for exit, logits in zip(self.exits, self.outputs, strict=False)
         }
         return {**shares, "policy": float(np.mean(self.decisions.classes == labels))}
 
@@ -266,34 +295,34 @@ class Reference:
         result = None
         for name, parts in segments.chains().items():
             run = make(parts)
-            exits = [exit for part in parts for exit in part.logits]
-            tensors = [part.logits[exit] for part in parts for exit in part.logits]
-            outputs: list[list[Array]] = [[] for _ in exits]
+            places = _places(parts)
+            outputs: list[list[Array]] = [[] for _ in places]
             for batch in self.batches():
                 values = run(batch)
-                for output, tensor in zip(outputs, tensors, strict=True):
+                for output, (_, _, tensor) in zip(outputs, places, strict=True):
                     output.append(values[tensor])
-            logits = [np.concatenate(output) for output in outputs]
-            for exit, ours in zip(exits, logits, strict=True):
-                _, relative = differences(ours, self.logits[self.exits.index(exit)])
+            ours = [np.concatenate(output) for output in outputs]
+            for (what, exit, _), one in zip(places, ours, strict=True):
+                _, relative = differences(one, self._of(what, exit))
                 if not relative <= self.limits.max_relative_error:
                     culprit = self._culprit(parts, run, exported)
                     raise CheckError(
-                        f"after {stage}: exit {exit!r} of the {name} differs from PyTorch by "
-                        f"{relative:.1e}, and {self._key}.max_relative_error is "
-                        f"{self.limits.max_relative_error:.1e}; {culprit}"
+                        f"after {stage}: {'the confidence of ' if what else ''}exit {exit!r} of "
+                        f"the {name} differs from PyTorch by {relative:.1e}, and "
+                        f"{self._key}.max_relative_error is {self.limits.max_relative_error:.1e}; "
+                        f"{culprit}"
                     )
             if name == "chain":
-                result = self.compare(stage, logits)
+                result = self.compare(stage, ours)
                 self._refuse_disagreement(result)
         assert result is not None  # noqa: S101  (every Segments has a chain)
         return result
 
     def error_of(self, segments: Segments[Any], name: str, make: "RunnerMaker") -> float:
-        """Greatest relative error of the logits of the chains that the part `name` is in.
+        """Greatest relative error of what the chains give that the part `name` is in.
 
-        Over a few samples, together and the first one alone, as a device runs them. Infinite where
-        the engine refuses, or where a NaN comes out.
+        Their logits, and confidences. Over a few samples, together and the first one alone, as a
+        device runs them. Infinite where the engine refuses, or where a NaN comes out.
         """
         few = unstack(next(self.batches()))[:_FEW]
         worst = 0.0
@@ -304,8 +333,8 @@ class Reference:
                 run = make(parts)
                 for batch in (few, few[:1]):
                     values = run(stack(batch))
-                    for exit, tensor in [pair for part in parts for pair in part.logits.items()]:
-                        theirs = self.logits[self.exits.index(exit)][: len(batch)]
+                    for what, exit, tensor in _places(parts):
+                        theirs = self._of(what, exit)[: len(batch)]
                         worst = max(worst, differences(values[tensor], theirs)[1])
             except DeviceError:
                 return float("inf")
@@ -316,7 +345,7 @@ class Reference:
             ("top-1 classes", found.top1_agreement, self.limits.min_top1_agreement),
             ("exit decisions", found.exit_agreement, self.limits.min_exit_agreement),
         ):
-            if share < least:
+            if share is not None and share < least:
                 raise CheckError(
                     f"after {found.stage}: {what} agree with PyTorch on {share:.2%} of "
                     f"{found.samples} samples, at least {least:.2%} asked; logits differ by "
@@ -342,6 +371,16 @@ class Reference:
         return "the exported graph does too, so torch.export changed what the model computes"
 
 
+def _places(parts: Sequence[Part[Any]]) -> list[tuple[int, str, str]]:
+    """The exits' logits, then the confidences: what it is (see `_WHAT`), the exit, the tensor."""
+    return [
+        (what, exit, tensor)
+        for what in range(len(_WHAT))
+        for part in parts
+        for exit, tensor in (part.confidences if what else part.logits).items()
+    ]
+
+
 RunnerMaker = Callable[[Sequence[Part[Any]]], Runner]
 
 
@@ -350,6 +389,12 @@ def runner_for(segments: Segments[Any], inputs: Inputs, target: Target) -> Runne
     if isinstance(segments.whole.program, fx.GraphModule):
         return lambda parts: _in_torch(segments.inputs, parts)
     return lambda parts: _in_engine(segments, parts, inputs, target)
+
+
+def never(parts: Sequence[Part[Any]]) -> Policy:
+    """A policy for a chain of these parts that is only asked for tensors."""
+    given = any(part.confidences for part in parts)
+    return Policy(GIVEN if given else "max_prob", (1.0,) * (len(parts) - 1))
 
 
 def chain_of(
@@ -380,10 +425,7 @@ def chain_of(
 def _in_engine(
     segments: Segments[bytes], parts: Sequence[Part[bytes]], inputs: Inputs, target: Target
 ) -> Runner:
-    # No exit is taken: the policy does not matter, only that it has as many thresholds.
-    policy = Policy("max_prob", (1.0,) * (len(parts) - 1))
-    chain = chain_of(segments, parts, inputs, (), policy, target)
-    return chain.tensors
+    return chain_of(segments, parts, inputs, (), never(parts), target).tensors
 
 
 def _in_torch(inputs: Mapping[str, str], parts: Sequence[Part[fx.GraphModule]]) -> Runner:

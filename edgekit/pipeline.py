@@ -25,6 +25,7 @@ from edgekit.check import (
     demand_range,
     even_policy,
     model_logits,
+    never,
     runner_for,
 )
 from edgekit.data import Split, check_disjoint, first_of, load_splits
@@ -135,8 +136,8 @@ Given = TypeVar("Given", bound=Artifact)
 class _Run:
     """One build under way: runs stages, holds each result against the model, keeps the record.
 
-    `answers` are the model's logits per exit, by split: of the samples of the tuning split that the
-    stages are checked on, and of the whole test split.
+    `answers` are the model's logits per exit, then the confidences that exits give, by split: of
+    the samples of the tuning split that the stages are checked on, and of the whole test split.
     """
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
@@ -178,7 +179,7 @@ class _Run:
             pair = [checked.tensor(row % len(checked), self.inputs) for row in range(2)]
             self.sample = to_torch(stack(pair))
             module = find_exits(self.recipe, model, self.sample)
-            network = Network(module, self.recipe.exits, self.sample)
+            network = Network(module, self.recipe.exits, self.sample, module.confident)
             demand_range(network, self.inputs, pair[0])
             step("reference")
             tuned = self.recipe.policy.tune is not None
@@ -189,6 +190,10 @@ class _Run:
             for name, most in rows.items():
                 batches = self.splits[name].batches(self.inputs, most=most)
                 self.answers[name] = model_logits(network, batches)
+            if self._forget_labels() and not self._fickle:
+                notes["warning"] = (
+                    "the data has labels, and the exits tell no classes: nothing is counted by them"
+                )
         self.plan.learn(reads)
         return network
 
@@ -233,24 +238,29 @@ class _Run:
     def final(self) -> Array | None:
         """The model's final exit on the whole tuning split, if it was asked about all of that."""
         answers = self.answers.get("tuning")
-        whole = answers is not None and len(answers[-1]) == len(self.splits["tuning"])
-        return answers[-1] if answers is not None and whole else None
+        whole = answers is not None and len(answers[0]) == len(self.splits["tuning"])
+        return answers[len(self.recipe.exits) - 1] if answers is not None and whole else None
+
+    @property
+    def classes(self) -> bool:
+        """Whether the exits tell classes: by what the model gave."""
+        logits = self._parted(next(iter(self.answers.values())))[0]
+        return self.recipe.labels != () and all(one.ndim == 2 for one in logits)
 
     def chain(self, segments: Segments[bytes]) -> Chain:
-        """The chain of these segments, for its logits alone: any thresholds will do."""
-        policy = self.recipe.manifest_policy((1.0,) * (len(segments.exits) - 1))
+        """The chain of these segments, for what its exits give alone: any policy will do."""
         inputs = self.recipe.manifest_inputs(segments.inputs)
-        return chain_of(segments, segments.chain, inputs, (), policy, self.target)
+        return chain_of(segments, segments.chain, inputs, (), never(segments.chain), self.target)
 
     def reach(self) -> Policy:
         """Who reaches a segment while it is quantized: by what the goal comes to in PyTorch."""
         goal, given = self.recipe.policy.tune, self.recipe.thresholds
         if given is not None:
             return self.recipe.manifest_policy(given)
-        tuning, answers = self.splits["tuning"], self.answers["tuning"]
+        tuning, (logits, confidences) = self.splits["tuning"], self._parted(self.answers["tuning"])
         assert goal is not None  # noqa: S101  (the recipe has either)
         assert tuning.labels is not None  # noqa: S101  (Tune asks for them)
-        return fit(self.recipe.manifest_policy(()), answers, tuning.labels, goal)
+        return fit(self.recipe.manifest_policy(()), logits, tuning.labels, goal, confidences)
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.
@@ -289,6 +299,21 @@ class _Run:
         self.splits = load_splits(self.recipe)
         self._data = check_disjoint(self.splits, self.inputs)
 
+    def _parted(self, answers: list[Array]) -> tuple[list[Array], list[Array]]:
+        """What the model gave: logits per exit, and the confidences of the first exits."""
+        count = len(self.recipe.exits)
+        return answers[:count], answers[count:]
+
+    def _forget_labels(self) -> bool:
+        """Take the labels from the data where no exit tells classes; whether there were any."""
+        if self.classes:
+            return False
+        labelled = [name for name, split in self.splits.items() if split.labels is not None]
+        self.splits |= {
+            name: dataclasses.replace(self.splits[name], labels=None) for name in labelled
+        }
+        return bool(labelled)
+
     def _checked(self) -> Split:
         """The split that stages are checked on."""
         return first_of(self.splits, "tuning", "calibration", "test")
@@ -299,13 +324,20 @@ class _Run:
 
     def _reference(self, stage: str, split: Split, most: int | None) -> Reference:
         """The model's answers on a split, or the first of its samples."""
-        logits = [one[:most] for one in self.answers[split.name]]
-        policy = self.policy or even_policy(self.recipe.manifest_policy(()), logits)
+        answers = [one[:most] for one in self.answers[split.name]]
+        policy = self.policy or even_policy(self.recipe.manifest_policy(()), *self._parted(answers))
 
         def batches() -> Iterator[Sample]:
-            return split.batches(self.inputs, most=len(logits[-1]))
+            return split.batches(self.inputs, most=len(answers[0]))
 
-        return Reference(self.recipe.exits, logits, batches, policy, self._limits(stage))
+        return Reference(
+            self.recipe.exits,
+            answers,
+            batches,
+            policy,
+            self._limits(stage),
+            classes=self.classes,
+        )
 
     def _limits(self, stage: str) -> Tolerance:
         """What a stage's result is held to: INT8 and FP16 are other numbers than the model's."""
@@ -322,8 +354,8 @@ class _Run:
         segments = given.segments if isinstance(given, Tuned) else given
         described, programs = segments.kept()
         blobs = {f"program/{name}": program for name, program in programs.items()}
-        for split, logits in self.answers.items():
-            blobs |= {f"answers/{split}/{depth}": _npy(one) for depth, one in enumerate(logits)}
+        for split, outputs in self.answers.items():
+            blobs |= {f"answers/{split}/{place}": _npy(one) for place, one in enumerate(outputs)}
         document = {
             "data": self._data,
             "stages": self.stages,
@@ -345,11 +377,13 @@ class _Run:
             return
         self.stages = [{**stage, "cached": True} for stage in document["stages"]]
         self.checks = [Agreement(**check) for check in document["checks"]]
-        for split in {name.split("/")[1] for name in blobs if name.startswith("answers/")}:
+        kept = [name.split("/")[1] for name in blobs if name.startswith("answers/")]
+        for split in set(kept):
             self.answers[split] = [
-                np.load(io.BytesIO(blobs[f"answers/{split}/{depth}"]), allow_pickle=False)
-                for depth in range(len(self.recipe.exits))
+                np.load(io.BytesIO(blobs[f"answers/{split}/{place}"]), allow_pickle=False)
+                for place in range(kept.count(split))
             ]
+        self._forget_labels()
         programs = {
             name.removeprefix("program/"): content
             for name, content in blobs.items()

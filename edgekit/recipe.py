@@ -17,13 +17,14 @@ from pydantic import (
 )
 
 from edgekit.bundle import manifest
-from edgekit.bundle.manifest import MANIFEST_NAME
+from edgekit.bundle.manifest import GIVEN, MANIFEST_NAME
 from edgekit.config import Strict, apply_overrides, parse, read_yaml
 from edgekit.errors import RecipeError
 from edgekit.shipped import shipped
 
 __all__ = [
     "Check",
+    "Confidence",
     "ExitPlace",
     "Goal",
     "Head",
@@ -84,11 +85,43 @@ class Head(Strict):
             raise ValueError(
                 "a head of a kind needs its checkpoint; or untrained: true, for random weights"
             )
-        if self.untrained and self.checkpoint is not None:
-            raise ValueError("has a checkpoint and is untrained; which of the two?")
-        if self.prefix and self.checkpoint is None:
-            raise ValueError("a prefix belongs to a checkpoint")
+        _demand_one_source(self)
         return self
+
+
+class Confidence(Strict):
+    """Where an exit's own confidence comes from: a module of the user's, or the model itself."""
+
+    factory: str | None = None
+    """`file.py:Class`, or a function that returns an nn.Module: it takes what the exit gives."""
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    prefix: str = ""
+    """What the names of the module's weights begin with in the checkpoint."""
+    untrained: bool = False
+    """Build it with random weights, from a fixed seed."""
+    output: str | None = None
+    """A path into what the model returns, or into what `module` returns."""
+    module: str | None = None
+    """The qualified name of the module inside the model that returns it."""
+    call: int | None = Field(default=None, ge=0)
+    """Which call of the module, from 0, where it has several in one inference."""
+
+    @model_validator(mode="after")
+    def _made_or_found(self) -> "Confidence":
+        inside = self.output is not None or self.module is not None
+        if (self.factory is not None) == inside:
+            raise ValueError("name a factory, or where the model gives it: output, module or both")
+        if inside and (self.args or self.checkpoint or self.prefix or self.untrained):
+            raise ValueError("args, checkpoint, prefix and untrained belong to a factory")
+        if self.call is not None and self.module is None:
+            raise ValueError("call belongs to a module")
+        _demand_one_source(self)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 class ExitPlace(Strict):
@@ -105,6 +138,8 @@ class ExitPlace(Strict):
     head: Head | None = None
     call: int | None = Field(default=None, ge=0)
     """Which call of the module or layer, from 0, where it has several in one inference."""
+    confidence: Confidence | None = None
+    """The exit's own confidence, for the criterion `given`; None: as `policy.confidence` says."""
 
     @property
     def hooked(self) -> str | None:
@@ -194,7 +229,9 @@ class Goal(Strict):
 class Policy(Strict):
     """When a sample may leave: at thresholds that are given, or that are tuned."""
 
-    criterion: Literal["max_prob", "margin", "entropy", "patience"] = "max_prob"
+    criterion: Literal["max_prob", "margin", "entropy", "patience", "given"] = "max_prob"
+    confidence: Confidence | None = None
+    """For `given`: whose module makes the confidence of every exit that names none of its own."""
     thresholds: float | dict[str, float] | None = None
     """One number for all early exits, or one by each exit's name."""
     combine: Literal["last", "sum", "geometric"] = "last"
@@ -226,6 +263,26 @@ class Policy(Strict):
         for one in given.values() if isinstance(given, dict) else [given]:
             if one is not None and (one < 1 or one != int(one)):
                 raise ValueError(f"patience is a whole number of exits, 1 or more; found {one:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _given_alone(self) -> "Policy":
+        if self.criterion != GIVEN:
+            if self.confidence is not None:
+                raise ValueError(
+                    f"confidence belongs to criterion: {GIVEN}; found {self.criterion}"
+                )
+            return self
+        if self.combine != "last":
+            raise ValueError(
+                f"a given confidence is of its exit alone, and combine is {self.combine}; leave it "
+                "out"
+            )
+        if self.confidence is not None and self.confidence.factory is None:
+            raise ValueError(
+                "policy.confidence is for every exit, so it is a factory; what the model gives for "
+                "one exit stands in exits.confidence"
+            )
         return self
 
     @model_validator(mode="after")
@@ -316,7 +373,8 @@ class Recipe(Strict):
     inputs: dict[str, Input] | None = None
     """Two or more inputs, given to `forward` by name."""
     labels: tuple[str, ...] | None = None
-    """The classes' names, in order; their numbers if left out."""
+    """The classes' names, in order; their numbers if left out. None at all: exits tell no classes.
+    """
     places: tuple[ExitPlace, ...] = Field(alias="exits", min_length=1)
     """Where each exit's logits are, in order of depth; the last is the final exit."""
     policy: Policy = Policy()
@@ -347,7 +405,16 @@ class Recipe(Strict):
         for index, place in enumerate(self.places):
             if place.head is not None:
                 named[f"exits.{index}.head.checkpoint"] = place.head.checkpoint
+            if place.confidence is not None:
+                named[f"exits.{index}.confidence.checkpoint"] = place.confidence.checkpoint
+        if self.policy.confidence is not None:
+            named["policy.confidence.checkpoint"] = self.policy.confidence.checkpoint
         return {key: self.folder / path for key, path in named.items() if path is not None}
+
+    @property
+    def confidences(self) -> tuple[Confidence | None, ...]:
+        """Where each exit's own confidence comes from; None where it has none."""
+        return tuple(place.confidence or self.policy.confidence for place in self.places)
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
@@ -424,6 +491,32 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _a_confidence_per_early_exit(self) -> "Recipe":
+        found = dict(zip(self.exits, self.confidences, strict=True))
+        if self.policy.criterion != GIVEN:
+            for name, one in found.items():
+                if one is not None:
+                    raise ValueError(
+                        f"exit {name!r} names its confidence, and policy.criterion is "
+                        f"{self.policy.criterion}, which does not look at it; say {GIVEN}"
+                    )
+            if self.labels == ():
+                raise ValueError(
+                    "labels: none at all say that exits give no class scores; policy.criterion "
+                    f"{self.policy.criterion} needs them: say {GIVEN}"
+                )
+            return self
+        # The final exit takes what is left, and may do without.
+        final = self.policy.otherwise == "max_confidence"
+        asked = self.exits if final else self.exits[:-1]
+        if silent := [name for name in asked if found[name] is None]:
+            raise ValueError(
+                f"policy.criterion {GIVEN} needs the confidence of {', '.join(silent)}; give it as "
+                "exits.confidence, or as policy.confidence for all exits"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_threshold_per_early_exit(self) -> "Recipe":
         early, given = self.exits[:-1], self.policy.thresholds
         if early and given is None and self.policy.tune is None:
@@ -457,6 +550,10 @@ def check_files(recipe: Recipe) -> None:
     for index, place in enumerate(recipe.places):
         if place.head is not None:
             factories[f"exits.{index}.head.factory"] = place.head.factory or ""
+        if place.confidence is not None:
+            factories[f"exits.{index}.confidence.factory"] = place.confidence.factory or ""
+    if recipe.policy.confidence is not None:
+        factories["policy.confidence.factory"] = recipe.policy.confidence.factory or ""
     for split in ("calibration", "tuning", "test"):
         if source := getattr(recipe.data, split):
             named |= {f"data.{split}.npz": source.npz, f"data.{split}.folder": source.folder}
@@ -477,6 +574,14 @@ def check_precision(recipe: Recipe, target: str, precision: str) -> None:
             "those that the device will see (some hundred, none of them in tuning or test), or "
             "build with --set target.precision=int8-dynamic, which needs none"
         )
+
+
+def _demand_one_source(made: Head | Confidence) -> None:
+    """Refuse a module of the user's whose weights have two sources, or a prefix and no file."""
+    if made.untrained and made.checkpoint is not None:
+        raise ValueError("has a checkpoint and is untrained; which of the two?")
+    if made.prefix and made.checkpoint is None:
+        raise ValueError("a prefix belongs to a checkpoint")
 
 
 def _demand_one_each(key: str, given: dict[str, float], names: tuple[str, ...], kind: str) -> None:

@@ -153,7 +153,7 @@ def tight_threshold(world, broken) -> float:
     make = runner_for(broken, recipe.manifest_inputs({"input": "x"}), load_target("host"))
     run = make(broken.chain)
     ours = np.concatenate([run(batch)[broken.chain[0].logits["first"]] for batch in SAMPLES])
-    theirs = world.reference().logits[0]
+    theirs = world.reference().outputs[0]
     left, right = (CRITERIA["max_prob"](logits) for logits in (ours, theirs))
     widest = np.argmax(np.abs(left - right))
     return float((left[widest] + right[widest]) / 2)
@@ -161,7 +161,7 @@ def tight_threshold(world, broken) -> float:
 
 def test_accuracies_and_rates_are_of_the_model(world):
     reference = world.reference(thresholds=(0.0, 0.0))
-    labels = reference.logits[0].argmax(axis=1)
+    labels = reference.outputs[0].argmax(axis=1)
     assert reference.accuracies(labels)["first"] == 1
     assert reference.accuracies(labels)["policy"] == 1
     assert reference.exit_rates() == {"first": 1.0, "second": 0.0, "last": 0.0}

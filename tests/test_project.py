@@ -87,7 +87,9 @@ def documented_words() -> set[str]:
 
 
 def test_the_recipe_shown_is_the_shipped_one():
-    shown, exits = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipe.md").read_text(), re.S)
+    shown, outputs, exits = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "docs/recipe.md").read_text(), re.S
+    )
     shipped = yaml.safe_load((ROOT / "recipes/digits/recipe.yaml").read_text())
     for key, value in yaml.safe_load(shown).items():
         if key == "data":
@@ -96,6 +98,8 @@ def test_the_recipe_shown_is_the_shipped_one():
             assert value == shipped[key]
     places = Recipe.model_validate({**shipped, **yaml.safe_load(exits), "policy": POLICY}).exits
     assert places == ("early", "middle", "late", "deep", "final")
+    given = {key: value for key, value in shipped.items() if key != "labels"}
+    assert Recipe.model_validate({**given, **yaml.safe_load(outputs)}).policy.criterion == "given"
 
 
 def test_python_examples_run(digits_bundle, monkeypatch, capsys, tmp_path):

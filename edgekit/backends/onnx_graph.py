@@ -81,12 +81,13 @@ def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def head_nodes(model: onnx.ModelProto, logits: Iterable[str]) -> set[str]:
-    """The names of the nodes that make up the heads of the exits whose tensors are `logits`.
+def head_nodes(model: onnx.ModelProto, looked_at: Iterable[str]) -> set[str]:
+    """The names of the nodes that make up the heads that give the tensors `looked_at`.
 
-    A head reaches from an exit's logits back to and with the first operators that have weights and
-    multiply, and further back over pools and changes of shape that nothing else needs. Decided on
-    the graph before it is quantized, by the same rule for segments and undivided networks.
+    These are exits' logits, and confidences. A head reaches from one of them back to and with the
+    first operators that have weights and multiply, and further back over pools and changes of shape
+    that nothing else needs. Decided on the graph before it is quantized, by the same rule for
+    segments and undivided networks.
     """
     graph = model.graph
     makers = {output: node for node in graph.node for output in node.output}
@@ -98,7 +99,7 @@ def head_nodes(model: onnx.ModelProto, logits: Iterable[str]) -> set[str]:
     constants = {one.name for one in graph.initializer}
     head: set[str] = set()
     behind: list[str] = []
-    stack = list(logits)
+    stack = list(looked_at)
     while stack:
         node = makers.get(stack.pop())
         if node is None or node.name in head:

@@ -59,11 +59,11 @@ def to_int8(
     """The part in Q/DQ form, and how each boundary tensor that it gives as integers crosses.
 
     `features` gives float inputs `[batch, ...]` by name, anew on each call; `entering` says which
-    inputs are integers. Heads and logits stay float32.
+    inputs are integers. Heads, logits and confidences stay float32.
     """
     model = with_names(onnx.load_from_string(part.program))
     masks = {name for batch in features() for name, values in batch.items() if is_mask(values)}
-    floats = head_nodes(model, part.logits.values()) | masked_nodes(model, masks)
+    floats = head_nodes(model, part.looked_at) | masked_nodes(model, masks)
     _shield_logits(model, part)
     kind = _ACTIVATIONS[activations]
     shared = {
@@ -106,7 +106,7 @@ def to_int8(
     del model.graph.value_info[:]
     leaving = {}
     for name in part.outputs:
-        if name not in part.logits.values() and (found := _leave_as_integers(model, name)):
+        if name not in part.looked_at and (found := _leave_as_integers(model, name)):
             leaving[name] = found
     for name, crossing in entering.items():
         _enter_as_integers(model, name, crossing)
@@ -116,7 +116,7 @@ def to_int8(
 def to_int8_dynamic(part: Part[bytes]) -> onnx.ModelProto:
     """The part with INT8 weights, per channel, whose activations' ranges are read at run time."""
     model = with_names(onnx.load_from_string(part.program))
-    heads = head_nodes(model, part.logits.values())
+    heads = head_nodes(model, part.looked_at)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         quantize_dynamic(
@@ -138,12 +138,12 @@ def to_float16(
 ) -> tuple[onnx.ModelProto, dict[str, Crossing]]:
     """The part in float16, boundaries too; the network's input, heads and logits stay float32."""
     model = with_names(onnx.load_from_string(part.program))
-    logits = set(part.logits.values())
-    wide = [name for name in part.inputs if name not in entering] + sorted(logits)
+    looked_at = set(part.looked_at)
+    wide = [name for name in part.inputs if name not in entering] + sorted(looked_at)
     model = convert_float_to_float16(
         model,
         keep_io_types=wide,
-        node_block_list=sorted(head_nodes(model, logits)),
+        node_block_list=sorted(head_nodes(model, looked_at)),
     )
     del model.graph.value_info[:]
     halves = {
@@ -178,11 +178,11 @@ class _Reader(CalibrationDataReader):
 
 
 def _shield_logits(model: onnx.ModelProto, part: Part[bytes]) -> None:
-    """Let later operators read an exit's logits through an Identity.
+    """Let later operators read an exit's logits, or its confidence, through an Identity.
 
-    A tensor that a quantized operator reads is quantized for all; the logits must not be.
+    A tensor that a quantized operator reads is quantized for all; these must not be.
     """
-    for name in part.logits.values():
+    for name in part.looked_at:
         readers = [node for node in model.graph.node if name in node.input]
         if not readers:
             continue

@@ -138,11 +138,11 @@ class OnnxRuntimeBackend:
     def integer_work(self, before: Part[bytes], after: Part[bytes], target: Target) -> IntegerWork:
         """See `Backend.integer_work`."""
         original = with_names(onnx.load_from_string(before.program))
-        heads = head_nodes(original, before.logits.values())
+        heads = head_nodes(original, before.looked_at)
         macs = sum(one.macs for one in costs(original) if one.node not in heads)
         machine = target.machine or platform.machine()
         final = executed(after.program, signed=machine in {"aarch64", "arm64"})
-        heads = head_nodes(final, after.logits.values())
+        heads = head_nodes(final, after.looked_at)
         done = costs(final)
         floats = [one for one in done if not one.integer and one.node not in heads]
         floats.sort(key=lambda one: one.macs, reverse=True)

@@ -28,6 +28,7 @@ __all__ = [
     "DTYPES",
     "EVIDENCE_NAME",
     "FORMAT_VERSION",
+    "GIVEN",
     "MANIFEST_NAME",
     "ONLY_INPUT",
     "Baselines",
@@ -73,6 +74,9 @@ DTYPES = {
 }
 """Bytes of the element types that may cross a boundary, by their numpy names."""
 
+GIVEN = "given"
+"""The criterion of exits that bring their own confidence, an output of their segment."""
+
 ONLY_INPUT = "input"
 """The name of an input that has no others beside it."""
 
@@ -115,10 +119,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Exit:
-    """An exit that a segment computes, and the output that holds its logits."""
+    """An exit that a segment computes, and the output that holds its logits.
+
+    Where the manifest has no labels, `logits` is whatever the exit gives instead of class scores.
+    `confidence` is the output that holds the confidence of an exit that gives its own, float32
+    `[batch]`.
+    """
 
     name: str
     logits: str
+    confidence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,18 +198,44 @@ class Policy:
     weights: tuple[float, ...] | None = None
     otherwise: str = "last"
 
-    def problem(self, exits: int) -> str | None:
-        """Words about what does not fit a chain of so many exits; None where all fits."""
-        if len(self.thresholds) != exits - 1:
-            return f"{exits} exits need {exits - 1} thresholds, found {len(self.thresholds)}"
+    def problem(self, exits: Sequence[Exit], *, scores: bool) -> str | None:
+        """Words about what does not fit a chain of these exits; None where all fits.
+
+        `scores` says that the exits give class scores.
+        """
+        count = len(exits)
+        if len(self.thresholds) != count - 1:
+            return f"{count} exits need {count - 1} thresholds, found {len(self.thresholds)}"
+        if words := self._unsure(exits, scores=scores):
+            return words
         if self.weights is None:
             return None
         if self.combine == "last":
             return "weights need combine: sum or geometric; found last"
-        if len(self.weights) != exits:
-            return f"{exits} exits need {exits} weights, found {len(self.weights)}"
+        if len(self.weights) != count:
+            return f"{count} exits need {count} weights, found {len(self.weights)}"
         if not all(0 < one < math.inf for one in self.weights):
             return f"weights are finite and above 0; found {list(self.weights)}"
+        return None
+
+    def _unsure(self, exits: Sequence[Exit], *, scores: bool) -> str | None:
+        """Words about exits that have no confidence under this policy; None where all have one."""
+        if self.criterion != GIVEN:
+            return (
+                None
+                if scores
+                else f"criterion {self.criterion!r} needs class scores, and the exits give none; "
+                f"theirs is {GIVEN!r}"
+            )
+        if self.combine != "last":
+            return (
+                f"a given confidence is of its exit alone, and combine is {self.combine!r}; it can "
+                "only be last"
+            )
+        # The final exit takes what is left, and may do without.
+        asked = exits if self.otherwise == "max_confidence" else exits[:-1]
+        if silent := [one.name for one in asked if one.confidence is None]:
+            return f"criterion {GIVEN!r} needs the confidence of {', '.join(silent)}"
         return None
 
 
@@ -266,24 +302,31 @@ class Requirements:
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """A sample as a user would have it, a path by each input's name, and the policy's decision."""
+    """A sample as a user would have it, a path by each input's name, and the policy's decision.
+
+    `class_index` is None where the exits give no class scores, `confidence` where the final exit
+    has none.
+    """
 
     inputs: dict[str, str]
     exit: str
-    class_index: int
-    confidence: float
+    class_index: int | None
+    confidence: float | None
 
 
 @dataclass(frozen=True)
 class Golden:
     """Samples and what the chain must say of them on any device.
 
-    `logits` has, per exit, the path of an array `[samples, classes]`; `max_relative_error` is how
-    far a device's logits may be from it, over the largest magnitude in the array.
+    `logits` has, per exit, the path of an array `[samples, classes]` (or what it gives instead),
+    `confidences` that of an array `[samples]` per exit that gives its confidence;
+    `max_relative_error` is how far a device's may be from them, over the largest magnitude in the
+    array.
     """
 
     samples: tuple[GoldenSample, ...]
     logits: dict[str, str]
+    confidences: dict[str, str]
     max_relative_error: float
 
 
@@ -302,7 +345,10 @@ class TestData:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of `manifest.json`, less its two hashes' computation."""
+    """The whole of `manifest.json`, less its two hashes' computation.
+
+    No `labels` at all say that the exits give something else than class scores.
+    """
 
     format_version: int
     bundle_id: str
@@ -461,7 +507,7 @@ def _check_files(manifest: Manifest) -> None:
     if manifest.target.threads < 1:
         raise BundleError(f"{MANIFEST_NAME}: target.threads is {manifest.target.threads}")
     samples = [one.inputs for one in manifest.golden.samples]
-    named = set(manifest.golden.logits.values())
+    named = {*manifest.golden.logits.values(), *manifest.golden.confidences.values()}
     if manifest.test_data:
         samples.append(manifest.test_data.inputs)
         named |= {manifest.test_data.labels} if manifest.test_data.labels else set()
@@ -515,10 +561,13 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
     for source in manifest.inputs:
         if variant.tensors.get(source.tensor) != TensorSpec(source.dtype, (None, *source.shape)):
             raise BundleError(f"{where}: no tensor {source.tensor!r} like the input")
-    if problem := manifest.policy.problem(len(variant.exits)):
-        raise BundleError(f"{where}: {problem}")
     if manifest.golden.logits.keys() != set(variant.exits):
         raise BundleError(f"{where}: golden logits are not of its exits; rebuild it")
+    confident = {one.name for part in variant.segments for one in part.exits if one.confidence}
+    if manifest.golden.confidences.keys() != confident:
+        raise BundleError(f"{where}: golden confidences are not of its exits; rebuild it")
+    if confident and manifest.policy.criterion != GIVEN:
+        raise BundleError(f"{where}: its exits give a confidence that the policy does not look at")
     pairs = [pair for pair in manifest.baselines if pair.variant == variant.name]
     if len(pairs) != 1:
         raise BundleError(f"{where}: has {len(pairs)} pairs of baselines; rebuild it")
@@ -531,14 +580,22 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
             known |= set(segment.outputs)
             exits += [exit.name for exit in segment.exits]
             strange = [name for name in segment.outputs if name not in variant.tensors]
-            strange += [one.logits for one in segment.exits if one.logits not in segment.outputs]
+            looked_at = [x for one in segment.exits for x in (one.logits, one.confidence) if x]
+            strange += [name for name in looked_at if name not in segment.outputs]
             if strange:
                 raise BundleError(f"{where}: {segment.name} has no tensor {strange[0]!r}")
             for one in segment.exits:
-                if variant.tensors[one.logits].shape != (None, len(manifest.labels)):
+                shape = variant.tensors[one.logits].shape
+                if manifest.labels and shape != (None, len(manifest.labels)):
                     raise BundleError(
-                        f"{where}: exit {one.name!r} is {variant.tensors[one.logits].shape}, and "
-                        f"there are {len(manifest.labels)} labels"
+                        f"{where}: exit {one.name!r} is {shape}, and there are "
+                        f"{len(manifest.labels)} labels"
+                    )
+                sure = one.confidence and variant.tensors[one.confidence]
+                if sure and sure != TensorSpec("float32", (None,)):
+                    raise BundleError(
+                        f"{where}: the confidence of {one.name!r} is {sure.dtype} "
+                        f"{list(sure.shape)}, and one number per sample is wanted"
                     )
         if not exits or exits[-1] != variant.exits[-1]:
             raise BundleError(f"{where}: the chain does not end in {variant.exits[-1]!r}")
@@ -548,6 +605,9 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
         raise BundleError(
             f"{where}: its segments have not one exit each: {', '.join(variant.exits)}"
         )
+    last = [segment.exits[-1] for segment in variant.segments]
+    if problem := manifest.policy.problem(last, scores=bool(manifest.labels)):
+        raise BundleError(f"{where}: {problem}")
 
 
 def _digest(document: Any) -> str:

@@ -136,7 +136,7 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> 
                 str(check["samples"]),
                 f"{check['max_abs_error']:.1e}",
                 f"{check['max_relative_error']:.1e}",
-                f"{check['top1_agreement']:.2%}",
+                "-" if check["top1_agreement"] is None else f"{check['top1_agreement']:.2%}",
                 f"{check['exit_agreement']:.2%}",
             ]
             for check in evidence["checks"]

@@ -65,8 +65,14 @@ def _print_bundle(terminal: Terminal, manifest: Manifest) -> None:
         if source.range is not None:
             more = f", {source.range[0]} to {source.range[1]}"
         terminal.line(f"  input     {name}{size} {source.dtype}{more}")
-    terminal.line(f"  classes   {len(manifest.labels)}")
-    terminal.line(f"  policy    {policy_text(manifest.policy, manifest.variant().exits)}")
+    variant = manifest.variant()
+    if manifest.labels:
+        terminal.line(f"  classes   {len(manifest.labels)}")
+    else:
+        specs = [variant.tensors[part.exits[-1].logits] for part in variant.segments]
+        found = ("x".join(map(str, spec.shape[1:])) + f" {spec.dtype}" for spec in specs)
+        terminal.line(f"  outputs   {', '.join(found)}")
+    terminal.line(f"  policy    {policy_text(manifest.policy, variant.exits)}")
     own, *others = manifest.requirements.packages
     terminal.line(
         f"  needs     Python {manifest.requirements.python}, {own}, and {len(others)} pins in "

@@ -57,7 +57,8 @@ def other_policy(text: str, manifest: Manifest) -> Policy:
         policy = parse_policy(document)
     except BundleError as error:
         raise InputError(f"--policy: {str(error).removesuffix('; rebuild it')}") from None
-    if words := unknown(policy) or policy.problem(len(exits)):
+    last = [segment.exits[-1] for segment in manifest.variant().segments]
+    if words := unknown(policy) or policy.problem(last, scores=bool(manifest.labels)):
         raise InputError(f"--policy: {words}")
     return policy
 

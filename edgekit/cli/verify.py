@@ -30,8 +30,10 @@ def verify(
     chain = Chain.from_bundle(found)
     golden = verify_golden(found, chain)
     worst = max(golden.max_relative_error.values())
+    classes = ", with the same class" if found.manifest.labels else ""
+    what = "logits and confidences" if found.manifest.golden.confidences else "logits"
     terminal.line(
-        f"golden    {golden.samples} samples leave where they did, with the same class; logits "
+        f"golden    {golden.samples} samples leave where they did{classes}; {what} "
         f"within {worst:.1e} (limit {golden.limit:.1e})"
     )
     other_device = other_than_target(found.manifest.target, describe())

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from edgekit.bundle.manifest import ONLY_INPUT
+from edgekit.bundle.manifest import GIVEN, ONLY_INPUT
 from edgekit.errors import EdgekitError, ModelError, RecipeError, describe_failure
-from edgekit.models.heads import make_head
+from edgekit.models.heads import make_confidence, make_head
 from edgekit.models.load import way_out
 from edgekit.models.steer import Question, Replay, Steering
-from edgekit.recipe import ExitPlace, Recipe
+from edgekit.recipe import Confidence, ExitPlace, Recipe
 from edgekit.runtime.preprocess import Sample, by_name
 from edgekit.stages import Tensors
 
@@ -32,6 +32,8 @@ _SAME = 1e-4
 
 class Exits(nn.Module):
     """A model whose `forward` returns its exits' logits as a tuple, in the recipe's order.
+
+    Where exits give their own confidence, these stand behind all logits, of as many exits as do.
 
     An exit with a name alone is an output of the model: it may return a tensor (one exit, or all of
     them stacked as `[exits, batch, classes]`), a list or tuple of tensors, nested or not, a
@@ -48,31 +50,79 @@ class Exits(nn.Module):
         *,
         method: str = "forward",
         arguments: Mapping[str, Any] | None = None,
+        given: Sequence[Confidence | None] | None = None,
     ) -> None:
+        """`given` says where each exit's confidence comes from, and with it exits may be anything.
+
+        None for the final exit's where it has none; None for all where logits are looked at.
+        """
         super().__init__()
         self.model = model
         self.places = [one if isinstance(one, ExitPlace) else ExitPlace(name=one) for one in exits]
         self.names = tuple(place.name for place in self.places)
+        self.given = given
+        # What the model gives beside its exits is come by as they are.
+        self.places += [
+            ExitPlace(name=_beside(name), output=one.output, module=one.module, call=one.call)
+            for name, one in zip(self.names, given or (), strict=False)
+            if one is not None and one.factory is None
+        ]
         self.method = method
         self.arguments = dict(arguments or {})
         self.heads = nn.ModuleDict()
+        self.judges = nn.ModuleDict()
         self.questions: list[Question] = []
+
+    @property
+    def confident(self) -> int:
+        """How many exits give their confidence: all, or all but the final one, or none."""
+        return sum(one is not None for one in self.given or ())
 
     def forward(self, x: Tensors) -> tuple[torch.Tensor, ...]:
         """Logits `[batch, classes]` per exit, of one input or several by their names.
 
+        Or whatever the exits give instead, `[batch, ...]`; then the confidences `[batch]`, float32.
         Raises ModelError where they are not the recipe's.
         """
+        found = self.found(x)
+        batch = next(iter(by_name(x).values())).shape[0]
+        for name in self.names:
+            output = found[name]
+            if self.given is not None:
+                fits = output.dim() > 0 and output.shape[0] == batch
+                wanted = "what an exit gives is floats [batch, ...]"
+            else:
+                fits = output.dim() == 2
+                wanted = (
+                    "an exit's logits are floats [batch, classes]; for anything else say "
+                    "policy.criterion: given"
+                )
+            if not fits or not output.is_floating_point():
+                raise ModelError(f"exit {name!r} is {_kind_and_shape(output)}; {wanted}")
+        return (*(found[name] for name in self.names), *self._confidences(found, batch))
+
+    def found(self, x: Tensors) -> dict[str, torch.Tensor]:
+        """What lies at every place of `places`, by name."""
         with Replay(self.questions) if self.questions else nullcontext(), self.watched() as seen:
             returned = self.call(x)
-        outputs = self.outputs(returned, seen)
-        for name, output in outputs.items():
-            if output.dim() != 2 or not output.is_floating_point():
-                raise ModelError(
-                    f"exit {name!r} is {str(output.dtype).removeprefix('torch.')} "
-                    f"{list(output.shape)}; an exit's logits are floats [batch, classes]"
-                )
-        return tuple(outputs[name] for name in self.names)
+        return self.outputs(returned, seen)
+
+    def _confidences(self, found: dict[str, torch.Tensor], batch: int) -> Iterator[torch.Tensor]:
+        for index, (name, one) in enumerate(zip(self.names, self.given or (), strict=False)):
+            if one is None:
+                continue
+            if one.factory is None:
+                value = found[_beside(name)]
+            else:
+                # A copy: the user's module may work in place on it.
+                value = self.judges[str(index)](found[name].clone())
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                raise ModelError(_no_confidence(name, value))
+            if value.dim() == 2 and value.shape[1] == 1:
+                value = value.squeeze(1)
+            if value.dim() != 1 or value.shape[0] != batch:
+                raise ModelError(_no_confidence(name, value))
+            yield value.float()
 
     def call(self, x: Tensors) -> Any:
         """What the model itself returns."""
@@ -139,7 +189,10 @@ class Exits(nn.Module):
                     "each exit its output: to leave others out"
                 )
             value = [value[name] for name in names]
-        elif isinstance(value, torch.Tensor) and value.dim() == 3:
+        elif isinstance(value, torch.Tensor) and (
+            # A single map may have any number of dimensions.
+            value.dim() == 3 if self.given is None else len(names) > 1
+        ):
             value = value.unbind(0)
         taken = [id(one) for one in by_path.values()]
         tensors = [one for one in _tensors(value) if id(one) not in taken]
@@ -178,25 +231,35 @@ def find_exits(recipe: Recipe, model: nn.Module, sample: Tensors) -> Exits:
     code.
     """
     exits = Exits(
-        model, recipe.places, method=recipe.model.method, arguments=recipe.model.arguments
+        model,
+        recipe.places,
+        method=recipe.model.method,
+        arguments=recipe.model.arguments,
+        given=recipe.confidences if recipe.policy.criterion == GIVEN else None,
     ).eval()
     _demand_names(exits)
     way = _whole_way(exits, sample)
     for index, place in enumerate(recipe.places):
         if place.head is not None:
-            classes = _classes(recipe, way.logits)
+            classes = _classes(recipe, way.logits) if place.head.kind else 0
             shape = way.logits[place.name].shape
             head = make_head(place.name, place.head, shape, classes, recipe.folder)
             exits.heads[str(index)] = head
+    for index, one in enumerate(exits.given or ()):
+        if one is not None and one.factory is not None:
+            exits.judges[str(index)] = make_confidence(exits.names[index], one, recipe.folder)
     if way.decisions:
         exits.questions = way.questions
         _demand_independence(exits, sample)
+    if exits.given is not None:
+        _demand_one_kind(recipe, eager_logits(exits, to_numpy(sample)))
     return exits
 
 
 def eager_logits(module: nn.Module, batch: Sample) -> list[npt.NDArray[Any]]:
     """What the model in PyTorch says of a batch: logits float32 `[batch, classes]` per exit.
 
+    Then the confidences `[batch]` of the exits that give theirs; see `Exits`.
     Raises ModelError, with the place in the user's code, where the model fails.
     """
     try:
@@ -304,7 +367,7 @@ def _whole_way(exits: Exits, x: Tensors) -> _Way:
 def _demand_independence(exits: Exits, x: Tensors) -> None:
     """Refuse an exit whose logits depend on what was answered, not only whether it is reached."""
     with torch.no_grad():
-        whole = dict(zip(exits.names, exits(_cloned(x)), strict=True))
+        whole = exits.found(_cloned(x))
     decisions = [one for one in exits.questions if one.answer is not None]
     if len(decisions) > _MOST_WAYS:
         raise ModelError(
@@ -319,7 +382,7 @@ def _demand_independence(exits: Exits, x: Tensors) -> None:
     for row in range(len(next(iter(by_name(x).values())))):
         one = _cloned(x, slice(row, row + 1))
         with torch.no_grad():
-            alone = dict(zip(exits.names, exits(_cloned(one)), strict=True))
+            alone = exits.found(_cloned(one))
         _demand_same(exits, alone, _walk(exits, one, None), decisions[0].place)
 
 
@@ -346,6 +409,52 @@ def _alike(ours: torch.Tensor, theirs: torch.Tensor | None) -> bool:
         return False
     scale = float(ours.nan_to_num(posinf=0, neginf=0).abs().max())
     return torch.allclose(ours, theirs, rtol=0, atol=_SAME * scale, equal_nan=True)
+
+
+def _demand_one_kind(recipe: Recipe, outputs: Sequence[npt.NDArray[Any]]) -> None:
+    """Refuse exits of which some give class scores, and labels or a goal for those that give none.
+
+    Vectors are class scores, unless `labels: []` says otherwise.
+    """
+    shapes = {name: list(one.shape[1:]) for name, one in zip(recipe.exits, outputs, strict=False)}
+    maps = [name for name, shape in shapes.items() if len(shape) != 1]
+    vectors = [name for name in shapes if name not in maps]
+    if not maps and recipe.labels != ():
+        return
+    name = (maps or vectors)[0]
+    if recipe.labels:
+        raise RecipeError(
+            f"labels: exit {name!r} gives {shapes[name]} for a sample, which are no class scores; "
+            "leave labels out"
+        )
+    if recipe.labels is None and vectors:
+        raise RecipeError(
+            f"exit {vectors[0]!r} gives {shapes[vectors[0]]} for a sample, as class scores are, "
+            f"and exit {name!r} {shapes[name]}; say labels: [] if none of them tells classes"
+        )
+    if recipe.policy.tune is not None:
+        raise RecipeError(
+            f"policy.tune.max_accuracy_drop: exit {name!r} gives {shapes[name]} for a sample, no "
+            "class scores, and what is right of that nobody knows here; give policy.thresholds, "
+            "from a measure of your own"
+        )
+
+
+def _beside(exit: str) -> str:
+    """The name of the place where an exit's confidence is; no exit's name has a space."""
+    return f"{exit} (confidence)"
+
+
+def _no_confidence(exit: str, value: Any) -> str:
+    found = _kind_and_shape(value) if isinstance(value, torch.Tensor) else _kind(value)
+    return (
+        f"the confidence of exit {exit!r} is {found}; it is one number per sample, floats [batch] "
+        "or [batch, 1]"
+    )
+
+
+def _kind_and_shape(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _demand_names(exits: Exits) -> None:
@@ -420,6 +529,11 @@ def _running(exits: Exits, modules: list[str], x: Tensors) -> list[str]:
 
 def _classes(recipe: Recipe, logits: Mapping[str, torch.Tensor]) -> int:
     """How many classes a head has to tell apart."""
+    if recipe.labels == ():
+        raise RecipeError(
+            "labels: none at all say that exits tell no classes, and a head of a kind does; give "
+            "exits.head.factory"
+        )
     if recipe.labels is not None:
         return len(recipe.labels)
     if recipe.places[-1].head is not None:

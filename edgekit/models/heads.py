@@ -1,5 +1,6 @@
-"""Classifier heads that are attached to layers of a model that has none there."""
+"""Modules beside the model: heads on layers that have none, and what tells an exit's confidence."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ from torch import nn
 
 from edgekit.errors import ModelError, RecipeError
 from edgekit.models.load import call_factory, load_weights
-from edgekit.recipe import Head
+from edgekit.recipe import Confidence, Head
 
-__all__ = ["ConvPoolMLP", "PoolLinear", "make_head"]
+__all__ = ["ConvPoolMLP", "PoolLinear", "make_confidence", "make_head"]
 
 
 class PoolLinear(nn.Linear):
@@ -79,42 +80,63 @@ _KINDS = {"pool_linear": PoolLinear, "conv_pool_mlp": ConvPoolMLP}
 def make_head(exit: str, head: Head, features: torch.Size, classes: int, folder: Path) -> nn.Module:
     """The head of an exit, with its weights, in eval mode; to be called inside `user_code`.
 
-    `features` is the shape of what its layer gives, batch in front. Raises RecipeError where the
-    head does not suit the layer or the checkpoint does not fit, where weights would be random
-    without `untrained`, and ModelError where the user's factory fails or returns no nn.Module.
+    `features` is the shape of what its layer gives, batch in front; `classes` is for a head of a
+    kind. Raises RecipeError where the head does not suit the layer or the checkpoint does not fit,
+    where weights would be random without `untrained`, and ModelError where the user's factory fails
+    or returns no nn.Module.
     """
-    made = _seeded(exit, head, features, classes, folder, seed=0)
-    if head.checkpoint is not None:
-        load_weights(made, folder / head.checkpoint, head.prefix)
-    elif not head.untrained:
+
+    def make() -> nn.Module:
+        assert head.kind is not None  # noqa: S101  (asked below)
+        try:
+            return _KINDS[head.kind](features, classes, **head.args)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"exit {exit!r}: {head.kind}: {error}") from None
+
+    return _with_weights(exit, head, folder, make if head.kind else None)
+
+
+def make_confidence(exit: str, confidence: Confidence, folder: Path) -> nn.Module:
+    """The module of a factory that makes an exit's confidence of what the exit gives.
+
+    With its weights, in eval mode; to be called inside `user_code`. Raises as `make_head`.
+    """
+    return _with_weights(exit, confidence, folder, None)
+
+
+def _with_weights(
+    exit: str, one: Head | Confidence, folder: Path, make: Callable[[], nn.Module] | None
+) -> nn.Module:
+    """What `make`, or the user's factory, makes, with the weights that the recipe names."""
+    made = _seeded(one, folder, make, seed=0)
+    if one.checkpoint is not None:
+        load_weights(made, folder / one.checkpoint, one.prefix)
+    elif not one.untrained:
         # Weights that another seed changes were drawn, not learned.
-        other = _seeded(exit, head, features, classes, folder, seed=1).state_dict()
+        other = _seeded(one, folder, make, seed=1).state_dict()
         drawn = [
-            name for name, one in made.state_dict().items() if not torch.equal(one, other[name])
+            name for name, value in made.state_dict().items() if not torch.equal(value, other[name])
         ]
         if drawn:
             raise RecipeError(
-                f"exit {exit!r}: {head.factory} draws {drawn[0]} at random; give its checkpoint, "
+                f"exit {exit!r}: {one.factory} draws {drawn[0]} at random; give its checkpoint, "
                 "or untrained: true to build it all the same"
             )
     return made.eval().requires_grad_(False)
 
 
 def _seeded(
-    exit: str, head: Head, features: torch.Size, classes: int, folder: Path, *, seed: int
+    one: Head | Confidence, folder: Path, make: Callable[[], nn.Module] | None, *, seed: int
 ) -> nn.Module:
-    """The head with its first weights: always the same ones, whatever has drawn before."""
+    """The module with its first weights: always the same ones, whatever has drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made: Any
-        if head.kind is None:
-            assert head.factory is not None  # noqa: S101  (the recipe has either)
-            made = call_factory(head.factory, head.args, folder)
+        if make is None:
+            assert one.factory is not None  # noqa: S101  (the recipe has one where no kind is)
+            made = call_factory(one.factory, one.args, folder)
         else:
-            try:
-                made = _KINDS[head.kind](features, classes, **head.args)
-            except (TypeError, ValueError) as error:
-                raise RecipeError(f"exit {exit!r}: {head.kind}: {error}") from None
+            made = make()
     if not isinstance(made, nn.Module):
-        raise ModelError(f"{head.factory} returned a {type(made).__name__}, no nn.Module")
+        raise ModelError(f"{one.factory} returned a {type(made).__name__}, no nn.Module")
     return made

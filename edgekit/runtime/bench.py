@@ -65,11 +65,12 @@ MOST_ACCURACY_LOSS = 0.01
 class _Measured:
     """One contender's results: nanoseconds `[rounds, samples]` and what it decided per sample.
 
-    `exits` is where each sample left, which is what its time depends on.
+    `exits` is where each sample left, which is what its time depends on. `classes` are None where
+    exits tell none.
     """
 
     latency_ns: npt.NDArray[np.int64]
-    classes: npt.NDArray[np.int64]
+    classes: Array
     exits: list[str]
 
     @property
@@ -112,6 +113,8 @@ def bench(
     for other in beside:
         _demand_alike(bundle, other)
     samples = preprocess.unstack(inputs)
+    if not manifest.labels:
+        labels = None  # Its exits tell no classes: there is nothing to count.
     if labels is not None:
         labels = preprocess.check_labels(labels, len(samples), len(manifest.labels))
     chain = Chain.from_bundle(bundle, threads=threads)
@@ -137,7 +140,9 @@ def bench(
     )
     mean_ms = {name: one.mean_ms for name, one in measured.items()}
     speedup = mean_ms["plain"] / mean_ms["chain"]
-    reasons = _doubts(measured, labels, cpu_share if threads == 1 else 1.0)
+    reasons = _doubts(measured, cpu_share if threads == 1 else 1.0)
+    if labels is None and manifest.labels:
+        reasons.append("the samples have no labels, so they may be noise")
     device = describe()
     other_device = other_than_target(manifest.target, device)
 
@@ -166,6 +171,7 @@ def bench(
         "other_device": other_device,
         "engine": chain.engines[0].version,
         "precision": manifest.target.precision,
+        "classes": len(manifest.labels),
         "policy": {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(chain.spec.policy).items()
@@ -258,7 +264,9 @@ def verdict(report: dict[str, Any]) -> str:
         text = f"Early exit costs {lost:.1f} points of accuracy; it is {factor} ({times})"
     else:
         text = f"Early exit pays: {factor} ({times})"
-    if accuracy is None:
+    if not report["classes"]:
+        text += "; its exits tell no classes, so nobody knows here what it costs in quality."
+    elif accuracy is None:
         text += "; without labels nobody knows what it costs in accuracy."
     else:
         text += f", at {accuracy:.1%} accuracy against {plain_accuracy:.1%}."
@@ -376,7 +384,7 @@ def _demand_alike(bundle: Bundle, other: Bundle) -> None:
         raise InputError(f"{theirs.name} tells other classes than {ours.name}")
 
 
-def _doubts(measured: dict[str, _Measured], labels: Array | None, cpu_share: float) -> list[str]:
+def _doubts(measured: dict[str, _Measured], cpu_share: float) -> list[str]:
     """Why these figures should not be believed, if there are reasons."""
     reasons = []
     per_round = [
@@ -397,8 +405,6 @@ def _doubts(measured: dict[str, _Measured], labels: Array | None, cpu_share: flo
         )
     if cpu_share < LEAST_CPU_SHARE:
         reasons.append(f"other work took the processor {1 - cpu_share:.0%} of the time")
-    if labels is None:
-        reasons.append("the samples have no labels, so they may be noise")
     return reasons
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.manifest import Input, Policy, Segment, TensorSpec, boundaries
+from edgekit.bundle.manifest import GIVEN, Input, Policy, Segment, TensorSpec, boundaries
 from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime import deadline, preprocess
@@ -51,14 +51,19 @@ class Prediction(NamedTuple):
     policy says `otherwise: max_confidence`.
     `segment_latency_ms` has the time of each segment that ran, with the look at its exit, where
     the call asked for timings. In a batch it is the time of the batch that the sample ran in.
+
+    Where the exits give something else than class scores, `class_index` and `label` are None, and
+    `output` is what the exit that answers gives for the sample, an array of its own. `confidence`
+    is NaN at a final exit that gives none.
     """
 
-    class_index: int
-    label: str
+    class_index: int | None
+    label: str | None
     exit: str
     confidence: float
     stop: Stop
     segment_latency_ms: tuple[float, ...] | None = None
+    output: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,10 @@ def most_rows(precision: str) -> int:
 
 
 class _Step(NamedTuple):
-    """A segment bound to buffers: run it, read its exit's logits, and hold them to a threshold.
+    """A segment bound to buffers: run it, read what is looked at, and hold that to a threshold.
 
-    `depth` counts from 0. `stop` is why a sample that leaves here does.
+    `depth` counts from 0. `stop` is why a sample that leaves here does. `read` gives the exit's
+    logits, or the confidences that it gives itself; `output` its logits, or what it has instead.
     """
 
     depth: int
@@ -99,6 +105,7 @@ class _Step(NamedTuple):
     exit: str
     threshold: float | None
     stop: Stop
+    output: Callable[[], Array]
 
 
 class _Entry(NamedTuple):
@@ -132,13 +139,19 @@ class Chain:
         policy = spec.policy
         if words := unknown(policy):
             raise BundleError(f"{words}: install the edgekit that built the bundle")
-        if words := policy.problem(len(spec.segments)):
+        # Its exit is the last that a segment computes: the undivided network computes them all.
+        self._exits = [segment.exits[-1] for segment in spec.segments]
+        # The host's own chains have no labels: it asks them for tensors.
+        scores = bool(spec.labels) or not any(exit.confidence for exit in self._exits)
+        if words := policy.problem(self._exits, scores=scores):
             raise InputError(f"policy: {words}")
         # An exit that is looked at alone needs no Walk: one sample then costs two calls an exit.
         alone = (policy.combine, policy.otherwise) == ("last", "last")
-        self._criterion = CRITERIA.get(policy.criterion) if alone else None
-        # Its exit is the last that a segment computes: the undivided network computes them all.
-        self._exits = [segment.exits[-1] for segment in spec.segments]
+        self._given = policy.criterion == GIVEN
+        known: dict[str, Callable[[Any], Any]] = {**CRITERIA, GIVEN: float}
+        self._criterion = known.get(policy.criterion) if alone else None
+        # Class scores, each exit's alone: nothing is left to do then but to take the largest.
+        self._plain = self._criterion is not None and not self._given and bool(spec.labels)
         # The last exit takes every sample that comes to it, also one whose confidence is NaN.
         self._thresholds = [*policy.thresholds, None]
         self._single = len(spec.inputs) == 1
@@ -149,6 +162,11 @@ class Chain:
         self._buffers: dict[str, Buffer] = {}
         self._plans: dict[int, _Plan] = {}
         self._crossing = boundaries([one.tensor for one in spec.inputs], spec.segments)
+        if not spec.labels and policy.otherwise == "max_confidence":
+            # What an exit gave is wanted after later ones have run, of the samples that go on.
+            for depth, crossing in enumerate(self._crossing):
+                given = [exit.logits for exit in self._exits[: depth + 1]]
+                crossing += [name for name in given if name not in crossing]
         # Expected ns per segment; empty until a deadline needs them. Copies share the list.
         self._segment_ns: list[float] = []
         self._recorded: Callable[[], Sequence[float] | None] = lambda: None
@@ -301,7 +319,7 @@ class Chain:
         timings: bool = False,
         deadline_ms: float | None = None,
     ) -> Prediction | list[Prediction]:
-        """Classify one sample (`one`), or each sample of a batch (`many`), by the shape of `x`.
+        """Answer one sample (`one`), or each sample of a batch (`many`), by the shape of `x`.
 
         Raises InputError for a batch with a deadline.
         """
@@ -350,13 +368,13 @@ class Chain:
                     self._check_values(array, source)
             criterion = self._criterion
             walk = Walk(self.spec.policy) if criterion is None else None
-            for depth, run, read, exit, threshold, stop in plan.steps:  # noqa: B007
+            for depth, run, read, exit, threshold, stop, output in plan.steps:  # noqa: B007
                 run()
                 if walk is None:
                     logits = read()[0]
                     confidence = float(criterion(logits))  # type: ignore[misc]
                 else:
-                    answer = walk.look(read())
+                    answer = walk.look(output(), read())
                     confidence = float(answer.confidences[0])
                 if times is not None:
                     times.append(clock())
@@ -365,13 +383,23 @@ class Chain:
                 if due_ns is not None and clock() + self._segment_ns[depth + 1] > due_ns:
                     stop = "deadline"  # noqa: PLW2901
                     break
-            if walk is None:
+            result = None
+            if self._plain:
                 index = int(logits.argmax())
             else:
-                taken, index, confidence = _row(answer if stop == "sure" else walk.otherwise(), 0)
-                exit = self._exits[taken].name
+                taken = depth
+                if walk is not None:
+                    sure = stop == "sure"
+                    taken, index, confidence = _row(answer if sure else walk.otherwise(), 0)
+                    exit = self._exits[taken].name
+                if not self.spec.labels:
+                    result = plan.steps[taken].output()[0].copy()
+                elif walk is None:
+                    index = int(output()[0].argmax())
             if metrics is not None:
                 metrics.add(depth, confidence, started_ns, clock(), stop)
+        if result is not None:
+            return Prediction(None, None, exit, confidence, stop, _latencies(times), result)
         return Prediction(index, self.spec.labels[index], exit, confidence, stop, _latencies(times))
 
     def many(self, samples: Sample, *, timings: bool = False) -> list[Prediction]:
@@ -391,12 +419,21 @@ class Chain:
             return found
 
     def logits(self, samples: Sample) -> dict[str, Array]:
-        """Every exit's logits `[samples, classes]`, by name in order, with no exit taken."""
+        """Every exit's logits `[samples, classes]`, by name in order, with no exit taken.
+
+        Or `[samples, ...]`, what the exits give instead of class scores.
+        """
+        return self.exits(samples)[0]
+
+    def exits(self, samples: Sample) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The `logits`, and by name the confidences `[samples]` of the exits that give their own.
+
+        With no exit taken.
+        """
         tensors = self.tensors(samples)
-        return {
-            exit.name: tensors[exit.logits]
-            for segment in self.spec.segments
-            for exit in segment.exits
+        exits = [exit for segment in self.spec.segments for exit in segment.exits]
+        return {exit.name: tensors[exit.logits] for exit in exits}, {
+            exit.name: tensors[exit.confidence] for exit in exits if exit.confidence is not None
         }
 
     def tensors(self, samples: Sample) -> dict[str, Array]:
@@ -447,9 +484,9 @@ class Chain:
         remaining = np.arange(len(given[0]))
         result: dict[int, Prediction] = {}
         for k in range(len(steps)):
-            _, run, read, _, threshold, stop = steps[k]
+            _, run, read, _, threshold, stop, output = steps[k]
             run()
-            answers = walk.look(read())
+            answers = walk.look(output(), read())
             if threshold is None:
                 leaves = np.ones(len(remaining), bool)
                 answers = walk.otherwise()
@@ -462,13 +499,15 @@ class Chain:
                 taken, index, confidence = _row(answers, int(row))
                 if metrics is not None:
                     metrics.add(k, confidence, started_ns, ended_ns, stop)
+                labels = self.spec.labels
                 result[int(remaining[row])] = Prediction(
-                    index,
-                    self.spec.labels[index],
+                    index if labels else None,
+                    labels[index] if labels else None,
                     self._exits[taken].name,
                     confidence,
                     stop,
                     _latencies(times),
+                    None if labels else steps[taken].output()[row].copy(),
                 )
             if leaves.all():
                 break
@@ -541,9 +580,14 @@ class Chain:
                 rows,
             )
             exit = self._exits[depth]
-            read = memory.reader(buffers[exit.logits], rows)
+            output = memory.reader(buffers[exit.logits], rows)
+            read = output
+            if self._given:
+                read = _nothing(rows)
+                if exit.confidence is not None:
+                    read = memory.reader(buffers[exit.confidence], rows)
             stop: Stop = "final" if threshold is None else "sure"
-            steps.append(_Step(depth, run, read, exit.name, threshold, stop))
+            steps.append(_Step(depth, run, read, exit.name, threshold, stop, output))
         entries = [
             _Entry(
                 one.shape, dtype, one.range is None, one, memory.writer(buffers[one.tensor], rows)
@@ -559,6 +603,12 @@ def _row(answers: Answers, row: int) -> tuple[int, int, float]:
     """One sample's exit, class and confidence."""
     exits, classes, confidences = answers
     return int(exits[row]), int(classes[row]), float(confidences[row])
+
+
+def _nothing(rows: int) -> Callable[[], Array]:
+    """Reads the confidences of an exit that gives none."""
+    unknown = np.full(rows, np.nan)
+    return lambda: unknown
 
 
 def _latencies(times: list[int] | None) -> tuple[float, ...] | None:

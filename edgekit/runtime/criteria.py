@@ -5,6 +5,9 @@ computed in float64 from `log_softmax(z) = (z - max z) - log sum exp(z - max z)`
 overflows nor takes the logarithm of zero. A NaN confidence is never `>=` anything: such a sample
 goes on.
 
+Under the criterion `given` nothing is computed: the exit brings its confidence, an output of its
+segment, and may give anything beside it, class scores or not.
+
 A policy may also combine an exit's logits with those of the exits before it, and remember which of
 them was the most confident. `Walk` does that, and nothing else in edgekit does: the runtime, the
 checks and the tuning all ask it.
@@ -15,13 +18,14 @@ millisecond.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.manifest import Policy
+from edgekit.bundle.manifest import GIVEN, Policy
 
 __all__ = [
     "COMBINATIONS",
@@ -115,7 +119,7 @@ exits the deepest answers; a NaN confidence is less than any other.
 def unknown(policy: Policy) -> str | None:
     """Words about what this edgekit cannot do of a policy; None where it can do all."""
     for what, name, known in (
-        ("criterion", policy.criterion, (*CRITERIA, PATIENCE)),
+        ("criterion", policy.criterion, (*CRITERIA, PATIENCE, GIVEN)),
         ("combination", policy.combine, COMBINATIONS),
         ("otherwise", policy.otherwise, OTHERWISE),
     ):
@@ -128,6 +132,7 @@ class Answers(NamedTuple):
     """Answers to some samples, a row each: int64, int64 and float64 `[samples]`.
 
     `exits` is the index of the exit that answers, `confidences` what the criterion makes of it.
+    `classes` are -1 where it gives no vector of scores.
     """
 
     exits: Integers
@@ -151,7 +156,8 @@ class Decisions(NamedTuple):
 class Walk:
     """Some samples' way from exit to exit under a policy.
 
-    Tell it each exit's logits in order, and which samples go on where not all do. NaN stays: where
+    Tell it each exit's logits in order (and its confidences, if it gives them), and which samples
+    go on where not all do. NaN stays: where
     an exit's logits hold NaN or +inf, or nothing but -inf, its confidence is NaN, and under `sum`
     and `geometric` so is every later one. The sample then runs to the end, for a network that
     overflowed is to be seen, not averaged away. A class at -inf is masked; under `sum` and
@@ -162,7 +168,8 @@ class Walk:
     """`[samples, classes]`: the logits, or their combination, of the exit looked at last."""
 
     def __init__(self, policy: Policy) -> None:
-        self._criterion = None if policy.criterion == PATIENCE else CRITERIA[policy.criterion]
+        self._criterion = CRITERIA.get(policy.criterion)
+        self._given = policy.criterion == GIVEN
         self._combine = policy.combine
         self._weights = policy.weights
         self._most_confident = policy.otherwise == "max_confidence"
@@ -172,14 +179,24 @@ class Walk:
         self._last: Answers | None = None
         self._best: Answers | None = None
 
-    def look(self, logits: npt.NDArray[Any]) -> Answers:
-        """What the next exit answers, by its logits `[samples, classes]`."""
+    def look(self, logits: npt.NDArray[Any], given: npt.NDArray[Any] | None = None) -> Answers:
+        """What the next exit answers, by its logits `[samples, classes]`.
+
+        `given` are the confidences `[samples]` that it gives, None where it gives none (a final
+        exit may not); they are looked at under `given` alone, and there `logits` may be anything
+        `[samples, ...]`.
+        """
         self._depth += 1
         self.scores = logits if self._combine == "last" else self._combined(logits)
-        classes = self.scores.argmax(axis=1)
-        confidences = (
-            self._agreement(classes) if self._criterion is None else self._criterion(self.scores)
-        )
+        classes = self.scores.argmax(axis=1) if logits.ndim == 2 else np.full(len(logits), -1)
+        if self._criterion is not None:
+            confidences = self._criterion(self.scores)
+        elif not self._given:
+            confidences = self._agreement(classes)
+        elif given is not None:
+            confidences = given.astype(np.float64)
+        else:
+            confidences = np.full(len(logits), np.nan)
         self._last = found = Answers(np.full(len(classes), self._depth), classes, confidences)
         if self._most_confident:
             best = self._best
@@ -231,13 +248,16 @@ class Walk:
         return counts
 
 
-def decide(logits: Sequence[npt.NDArray[Any]], policy: Policy) -> Decisions:
+def decide(
+    logits: Sequence[npt.NDArray[Any]], policy: Policy, given: Sequence[npt.NDArray[Any]] = ()
+) -> Decisions:
     """What the policy makes of all exits' logits, for samples that were run to the end.
 
-    `logits` has one array `[samples, classes]` per exit.
+    `logits` has one array `[samples, classes]` per exit, `given` one of confidences `[samples]` for
+    each of the first exits, as many as give theirs.
     """
     walk = Walk(policy)
-    every = [walk.look(one) for one in logits]
+    every = [walk.look(*pair) for pair in zip_longest(logits, given)]
     samples = len(logits[-1])
     exits, classes, confidences = walk.otherwise().of(np.arange(samples))  # A copy.
     depths = np.full(samples, len(logits) - 1)

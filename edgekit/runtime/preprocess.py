@@ -197,6 +197,7 @@ def check_labels(labels: Any, samples: int, classes: int | None) -> npt.NDArray[
         raise InputError(
             f"{samples} samples need as many whole numbers as labels; found {array.dtype} "
             f"{list(array.shape)}"
+            + ("; give no labels where exits give maps" if array.ndim > 1 else "")
         )
     if samples and not (array.min() >= 0 and (classes is None or array.max() < classes)):
         known = f", and there are {classes} classes" if classes else ""

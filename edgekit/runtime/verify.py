@@ -18,7 +18,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class GoldenReport:
-    """What came of the golden samples: how many, and the greatest relative error per exit."""
+    """What came of the golden samples: how many, and the greatest relative error per exit.
+
+    Of its logits, and of the confidence that it gives, if it gives one.
+    """
 
     samples: int
     max_relative_error: dict[str, float]
@@ -32,37 +35,51 @@ def verify_golden(bundle: Bundle, chain: Chain) -> GoldenReport:
     tolerance, or where the decision is another one.
     """
     golden = bundle.manifest.golden
-    expected = {name: load_array(bundle, path) for name, path in golden.logits.items()}
-    for name, logits in expected.items():
-        if logits.ndim != 2 or len(logits) != len(golden.samples):
-            raise BundleError(
-                f"{golden.logits[name]}: is {list(logits.shape)}, and there are "
-                f"{len(golden.samples)} golden samples; build the bundle again"
-            )
-    worst = dict.fromkeys(expected, 0.0)
+    expected = [
+        {name: _expected(bundle, path) for name, path in paths.items()}
+        for paths in (golden.logits, golden.confidences)
+    ]
+    worst = dict.fromkeys(golden.logits, 0.0)
     for row, sample in enumerate(golden.samples):
         paths = ", ".join(sample.inputs.values())
         given = {
             name: preprocess.decode(bundle.read(path), path) for name, path in sample.inputs.items()
         }
         x = chain.prepare(given)
-        for name, logits in chain.logits(preprocess.stack([x])).items():
-            _, error = differences(logits[0], expected[name][row], expected[name])
-            worst[name] = max(worst[name], error)
-            if not error <= golden.max_relative_error:
-                raise CheckError(
-                    f"{paths}: exit {name!r} differs from the host's logits by {error:.1e}, "
-                    f"limit {golden.max_relative_error:.1e}; the engine here computes otherwise: "
-                    "try the version in the manifest's tools"
-                )
-        found = chain.one(x)
-        if (found.exit, found.class_index) != (sample.exit, sample.class_index):
-            raise CheckError(
-                f"{paths}: leaves at {found.exit!r} as class {found.class_index} "
-                f"({found.confidence:.6f}), on the host at {sample.exit!r} as "
-                f"{sample.class_index} ({sample.confidence:.6f})"
-            )
+        ours = chain.exits(preprocess.stack([x]))
+        for what, found, wanted in zip(("logits", "confidence"), ours, expected, strict=True):
+            for name, values in found.items():
+                _, error = differences(values[0], wanted[name][row], wanted[name])
+                worst[name] = max(worst[name], error)
+                if not error <= golden.max_relative_error:
+                    raise CheckError(
+                        f"{paths}: exit {name!r} differs from the host's {what} by {error:.1e}, "
+                        f"limit {golden.max_relative_error:.1e}; the engine here computes "
+                        "otherwise: try the version in the manifest's tools"
+                    )
+        taken = chain.one(x)
+        if (taken.exit, taken.class_index) != (sample.exit, sample.class_index):
+            here = _decision(taken.exit, taken.class_index, taken.confidence)
+            there = _decision(sample.exit, sample.class_index, sample.confidence)
+            raise CheckError(f"{paths}: leaves {here}, on the host {there}")
     return GoldenReport(len(golden.samples), worst, golden.max_relative_error)
+
+
+def _expected(bundle: Bundle, path: str) -> Array:
+    """What the host's chain said of the golden samples, a row each."""
+    found, samples = load_array(bundle, path), len(bundle.manifest.golden.samples)
+    if not found.ndim or len(found) != samples:
+        raise BundleError(
+            f"{path}: is {list(found.shape)}, and there are {samples} golden samples; build the "
+            "bundle again"
+        )
+    return found
+
+
+def _decision(exit: str, class_index: int | None, confidence: float | None) -> str:
+    """A decision in words."""
+    named = "" if class_index is None else f" as class {class_index}"
+    return f"at {exit!r}{named} ({'none' if confidence is None else f'{confidence:.6f}'})"
 
 
 def load_array(bundle: Bundle, path: str) -> Array:

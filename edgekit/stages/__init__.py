@@ -42,6 +42,9 @@ Step = Callable[[str], None]
 class Network:
     """The user's network: a module that returns its exits' logits as a tuple, in eval mode.
 
+    Behind them stand the confidences `[batch]` of the first `given` exits: of all of them, of all
+    but the final one, or of none.
+
     `sample` is a batch of two real samples: with one, torch.export would fix the batch at one. A
     tensor is the only input, several go by their names, in the order of the alphabet.
     """
@@ -49,6 +52,7 @@ class Network:
     module: nn.Module
     exits: tuple[str, ...]
     sample: Tensors
+    given: int = 0
 
     def problems(self) -> list[str]:
         """What is not as it must be."""
@@ -57,11 +61,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Exported:
-    """The network as one graph of ATen operators, every exit an output, batch symbolic."""
+    """The network as one graph of ATen operators, every exit an output, batch symbolic.
+
+    The confidences of the first `given` exits are outputs too, behind the exits.
+    """
 
     graph: fx.GraphModule
     exits: tuple[str, ...]
     sample: Tensors
+    given: int = 0
 
     def sources(self, graph: fx.Graph | None = None) -> dict[str, fx.Node]:
         """The inputs of the graph, or of a copy of it, by the names `sample` has them under."""
@@ -72,8 +80,9 @@ class Exported:
         """What is not as it must be."""
         outputs = self.graph.graph.output_node().args[0]
         found = len(outputs) if isinstance(outputs, tuple | list) else 1
-        if found != len(self.exits):
-            return [f"the graph has {found} outputs for {len(self.exits)} exits"]
+        if found != len(self.exits) + self.given:
+            given = f" and {self.given} confidences" if self.given else ""
+            return [f"the graph has {found} outputs for {len(self.exits)} exits{given}"]
         return []
 
 
@@ -82,7 +91,8 @@ class Part(Generic[Program]):
     """One segment on the host: a graph before it is lowered, then a file's bytes.
 
     `inputs` and `outputs` name tensors, `logits` maps each exit computed here to the output that
-    holds its logits. `parameters` counts weights, `macs` the multiply-accumulates of one sample.
+    holds its logits, `confidences` those that give their own to the output that holds it.
+    `parameters` counts weights, `macs` the multiply-accumulates of one sample.
     """
 
     name: str
@@ -92,6 +102,12 @@ class Part(Generic[Program]):
     logits: dict[str, str]
     parameters: int
     macs: int
+    confidences: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def looked_at(self) -> tuple[str, ...]:
+        """The outputs that the runtime looks at, which stay float: logits, and confidences."""
+        return (*self.logits.values(), *self.confidences.values())
 
     def record(self, file: File | None = None) -> Segment:
         """The part as a manifest lists it, in `file` where it has been put into one."""
@@ -103,7 +119,10 @@ class Part(Generic[Program]):
             name=self.name,
             inputs=self.inputs,
             outputs=self.outputs,
-            exits=tuple(Exit(name, tensor) for name, tensor in self.logits.items()),
+            exits=tuple(
+                Exit(name, tensor, self.confidences.get(name))
+                for name, tensor in self.logits.items()
+            ),
             parameters=self.parameters,
             macs=self.macs,
         )
@@ -167,6 +186,7 @@ class Segments(Generic[Program]):
                     "logits": list(part.logits.items()),  # Objects lose their order in a file.
                     "parameters": part.parameters,
                     "macs": part.macs,
+                    "confidences": part.confidences,
                 }
                 for part in self.parts()
             ],
@@ -185,6 +205,7 @@ class Segments(Generic[Program]):
                 dict(one["logits"]),
                 one["parameters"],
                 one["macs"],
+                one["confidences"],
             )
             for one in document["parts"]
         ]

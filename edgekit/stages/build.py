@@ -7,6 +7,7 @@ import io
 import math
 import platform
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,11 @@ class Build(Stage[Tuned, Contents]):
         return StageResult(Contents(document, files), notes)
 
     def _labels(self, segments: Segments[bytes]) -> tuple[str, ...]:
+        """The classes' names; none where the exits tell no classes."""
         last = segments.chain[-1].logits[segments.exits[-1]]
+        # Of one kind, all of them: that was asked when the model was loaded.
+        if self.recipe.labels == () or len(segments.tensors[last].shape) != 2:
+            return ()
         (_, classes) = segments.tensors[last].shape
         for part in segments.chain:
             for exit, tensor in part.logits.items():
@@ -172,9 +177,9 @@ class Build(Stage[Tuned, Contents]):
         ]
         chosen = sorted(index for _, index in sorted(turns)[: self.recipe.golden_samples])
         samples = []
-        logits: dict[str, list[Array]] = {
-            exit.name: [] for part in chain.spec.segments for exit in part.exits
-        }
+        given_by = [exit for part in chain.spec.segments for exit in part.exits]
+        logits: dict[str, list[Array]] = {exit.name: [] for exit in given_by}
+        confidences: dict[str, list[Array]] = {x.name: [] for x in given_by if x.confidence}
         for number, index in enumerate(chosen):
             raw: Any = preprocess.by_name(split.raw[index])
             given = {}
@@ -184,17 +189,22 @@ class Build(Stage[Tuned, Contents]):
                 given[one.name] = f"golden/{name}{suffix}"
                 files[given[one.name]] = content
             x = split.tensor(index, inputs)
-            for exit, values in chain.logits(preprocess.stack([x])).items():
-                logits[exit].append(values[0])
+            for kept, values in zip(
+                (logits, confidences), chain.exits(preprocess.stack([x])), strict=True
+            ):
+                for exit, rows in values.items():
+                    kept[exit].append(rows[0])
             found = chain.one(x)
-            samples.append(m.GoldenSample(given, found.exit, found.class_index, found.confidence))
-        paths = {}
-        for exit, rows in logits.items():
-            paths[exit] = f"golden/expected/{exit}.npy"
-            files[paths[exit]] = _npy(np.stack(rows))
+            confidence = None if math.isnan(found.confidence) else found.confidence
+            samples.append(m.GoldenSample(given, found.exit, found.class_index, confidence))
         exact = self.target.precision == "fp32"
         limit = self.recipe.check.max_relative_error if exact else _OTHER_KERNELS
-        return m.Golden(tuple(samples), paths, limit)
+        return m.Golden(
+            tuple(samples),
+            _expected(logits, "golden/expected", files),
+            _expected(confidences, "golden/expected/confidence", files),
+            limit,
+        )
 
     def _test_data(self, inputs: Inputs, files: dict[str, bytes]) -> m.TestData | None:
         if "test" not in self.splits or not self.recipe.test_samples:
@@ -246,8 +256,17 @@ class Build(Stage[Tuned, Contents]):
         return part.record(file)
 
 
+def _expected(rows: dict[str, list[Array]], folder: str, files: dict[str, bytes]) -> dict[str, str]:
+    """Each exit's rows as an array in `files`; its path by exit."""
+    paths = {exit: f"{folder}/{exit}.npy" for exit in rows}
+    files |= {paths[exit]: _npy(np.stack(one)) for exit, one in rows.items()}
+    return paths
+
+
 def _sureness(chain: Chain, x: Sample) -> float:
     """How far a sample's decision is from being another one, in natural units of log-odds.
+
+    A confidence that the exit gives is no probability, and is taken as it is.
 
     The least of: the distance of each confidence that is looked at from its threshold, how far the
     best class stands above the second at the exit that answers, and where it answers as the most
@@ -257,23 +276,26 @@ def _sureness(chain: Chain, x: Sample) -> float:
     policy = chain.spec.policy
     walk = Walk(policy)
     patience = policy.criterion == PATIENCE
+    scale = float if policy.criterion == m.GIVEN else _log_odds
     distances, leads, confidences = [], [], []
-    logits = chain.logits(preprocess.stack([x])).values()
-    for one, threshold in zip(logits, (*policy.thresholds, None), strict=True):
-        answer = walk.look(one)
+    logits, given = (list(one.values()) for one in chain.exits(preprocess.stack([x])))
+    for pair, threshold in zip(zip_longest(logits, given), (*policy.thresholds, None), strict=True):
+        answer = walk.look(*pair)
         confidences.append(float(answer.confidences[0]))
-        second, best = np.sort(walk.scores[0].astype(np.float64))[-2:]
-        leads.append(float(best - second))
+        leads.append(math.inf)
+        if chain.spec.labels[1:]:
+            second, best = np.sort(walk.scores[0].astype(np.float64))[-2:]
+            leads[-1] = float(best - second)
         if threshold is None:
             answer = walk.otherwise()
         elif not patience:
-            distances.append(abs(_log_odds(confidences[-1]) - _log_odds(threshold)))
+            distances.append(abs(scale(confidences[-1]) - scale(threshold)))
         if threshold is None or confidences[-1] >= threshold:
             break
     if patience:
         return min(leads)
     if threshold is None and policy.otherwise == "max_confidence" and len(confidences) > 1:
-        second, best = sorted(_log_odds(one) for one in confidences)[-2:]
+        second, best = sorted(scale(one) for one in confidences)[-2:]
         distances.append(best - second)
     return min(*distances, leads[answer.exits[0]], math.inf)
 

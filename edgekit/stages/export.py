@@ -53,7 +53,8 @@ class Export(Stage[Network, Exported]):
         graph.graph.eliminate_dead_code()
         graph.recompile()
         nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
-        return StageResult(Exported(graph, artifact.exits, artifact.sample), {"nodes": nodes})
+        exported = Exported(graph, artifact.exits, artifact.sample, artifact.given)
+        return StageResult(exported, {"nodes": nodes})
 
 
 def _take_originals(graph: fx.Graph) -> None:

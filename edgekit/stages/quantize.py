@@ -6,6 +6,7 @@ give for the calibration split. Heads and logits stay in float.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from edgekit.backends import Backend, Crossing, Features, IntegerWork
 from edgekit.bundle.manifest import Input, Policy
-from edgekit.check import chain_of
+from edgekit.check import chain_of, never
 from edgekit.data import Split
 from edgekit.errors import BuildError, RecipeError
 from edgekit.recipe import Recipe, check_precision
@@ -191,14 +192,14 @@ class _Calibration:
             return lambda: (self._read_by(part, x) for x in self.split.batches(self.inputs))
         done = tuple(done)
         # No exit is taken: all samples run to the end, and who goes on is decided from the logits.
-        never = Policy("max_prob", (1.0,) * (len(done) - 1))
-        chain = chain_of(segments, done, self.inputs, (), never, self.target)
+        chain = chain_of(segments, done, self.inputs, (), never(done), self.target)
 
         def batches() -> Iterator[dict[str, Array]]:
             for batch in self.split.batches(self.inputs):
                 values = chain.tensors(batch)
                 rows = self._going_on(
-                    [values[tensor] for one in done for tensor in one.logits.values()]
+                    [values[tensor] for one in done for tensor in one.logits.values()],
+                    [values[tensor] for one in done for tensor in one.confidences.values()],
                 )
                 if rows.any():
                     yield {
@@ -215,13 +216,17 @@ class _Calibration:
         arrays = zip(self.inputs, arrays_of(batch, self.inputs), strict=True)
         return {one.tensor: array for one, array in arrays if one.tensor in part.inputs}
 
-    def _going_on(self, logits: list[Array]) -> npt.NDArray[np.bool_]:
-        """Which samples no exit lets leave, by the exits' logits `[samples, classes]`."""
+    def _going_on(self, logits: list[Array], given: list[Array]) -> npt.NDArray[np.bool_]:
+        """Which samples no exit lets leave, by the exits' logits `[samples, classes]`.
+
+        Or by the confidences `[samples]` that they give.
+        """
         stay = np.ones(len(logits[0]), bool)
         if self.policy is not None:
             walk = Walk(self.policy)
-            for one, threshold in zip(logits, self.policy.thresholds, strict=False):
-                stay &= ~(walk.look(one).confidences >= threshold)
+            pairs = zip_longest(logits, given)
+            for pair, threshold in zip(pairs, self.policy.thresholds, strict=False):
+                stay &= ~(walk.look(*pair).confidences >= threshold)
         return stay
 
 

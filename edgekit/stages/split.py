@@ -8,6 +8,7 @@ exits.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Split(Stage[Exported, Segments[fx.GraphModule]]):
 
     def __call__(self, artifact: Exported, step: Step) -> StageResult[Segments[fx.GraphModule]]:
         """Raises ModelError for an exit that cannot stand where the recipe puts it."""
+        artifact = _with_own_confidences(artifact)
         exits = artifact.exits
         tensors: dict[str, TensorSpec] = {}
         each = [[index] for index in range(len(exits))]
@@ -61,9 +63,10 @@ def assign(
 ) -> list[set[fx.Node]]:
     """Decide which operations each group of exits computes: those that no earlier group has.
 
-    `exits` names the graph's outputs, `groups` holds indices into them. `free` nodes belong to
+    `exits` names the graph's outputs, `groups` holds indices into them. Outputs behind the exits
+    are the confidences of the first of them, and each belongs to its exit. `free` nodes belong to
     nobody: whoever reads one gets its own (`cut`). Raises ModelError for an exit that needs no
-    operation of its own, or does not depend on the input.
+    operation of its own, or that does not depend on the input, or whose confidence does not.
     """
     outputs = _outputs(graph)
     owned: set[fx.Node] = set()
@@ -82,6 +85,14 @@ def assign(
                     "name the exits in order of depth, each once"
                 )
             mine |= needed - owned
+            for confidence in outputs[len(exits) :][index : index + 1]:
+                needed, sources = _ancestors(confidence, free)
+                if not sources:
+                    raise ModelError(
+                        f"the confidence of exit {exits[index]!r} does not depend on the input; is "
+                        "it the right output?"
+                    )
+                mine |= needed - owned
         # One part of a tuple never crosses a cut without the operator that made it: take them all.
         mine |= {
             user
@@ -140,7 +151,8 @@ def _parts(
     """The network in as many parts as there are groups; adds their tensors to `tensors`."""
     root, owners, free = _prepared(exported, groups)
     graph = root.graph
-    all_logits = _outputs(graph)
+    count = len(exported.exits)
+    all_logits, given = _outputs(graph)[:count], _outputs(graph)[count:]
     sources = exported.sources(graph)
     batch = symbol(next(iter(sources.values())).meta["val"].shape[0])
     anew = made_anew(owners, free, batch)
@@ -153,7 +165,8 @@ def _parts(
     for index, (mine, group, name) in enumerate(zip(owners, groups, names, strict=True)):
         crossing = [node for node in graph.nodes if node in mine and _read(node, held[index + 1 :])]
         logits = {exported.exits[exit]: all_logits[exit] for exit in group}
-        outputs = _unique([*crossing, *logits.values()])
+        confidences = {exported.exits[x]: given[x] for x in group if x < len(given)}
+        outputs = _unique([*crossing, *logits.values(), *confidences.values()])
         program, inputs = cut(root, held[index], outputs, free)
         for node in (*inputs, *outputs):
             tensors[node.name] = _spec(node, name, batch)
@@ -168,9 +181,33 @@ def _parts(
                 logits={exit: node.name for exit, node in logits.items()},
                 parameters=sum(one.numel() for one in program.parameters()),
                 macs=counter.get_total_flops() // 2 // len(next(iter(values.values()))),
+                confidences={exit: node.name for exit, node in confidences.items()},
             )
         )
     return result
+
+
+def _with_own_confidences(exported: Exported) -> Exported:
+    """The graph with a copy of every confidence that a segment before its exit's has computed.
+
+    A router may know them all at the beginning; the runtime looks for each where its exit is.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(exported.graph.graph, {}))
+    exits = exported.exits
+    each = [[index] for index in range(len(exits))]
+    owners = assign(graph, exits, each, _free_nodes(graph))
+    outputs = _outputs(graph)
+    for index, node in enumerate(outputs[len(exits) :]):
+        if node not in owners[index]:
+            with graph.inserting_before(graph.output_node()):
+                copied = graph.call_function(torch.ops.aten.clone.default, (node,))
+            copied.meta = dict(node.meta)
+            outputs[len(exits) + index] = copied
+    if outputs == _outputs(graph):
+        return exported
+    graph.output_node().args = (tuple(outputs),)
+    return replace(exported, graph=fx.GraphModule(exported.graph, graph))
 
 
 def _prepared(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -71,13 +72,18 @@ def least_correct(correct: int, samples: int, max_drop: float) -> int:
 
 
 def fit(
-    policy: Policy, logits: Sequence[Array], labels: npt.NDArray[np.int64], goal: Goal
+    policy: Policy,
+    logits: Sequence[Array],
+    labels: npt.NDArray[np.int64],
+    goal: Goal,
+    given: Sequence[Array] = (),
 ) -> Policy:
     """The policy with what the goal comes to where every exit says `logits` `[samples, classes]`.
 
-    Of the model in PyTorch: who would reach a segment, before there is a chain to tune.
+    And where exits give their confidences, these are `given`, `[samples]` each. Of the model in
+    PyTorch: who would reach a segment, before there is a chain to tune.
     """
-    confidences, correct = _measured(policy, logits, labels)
+    confidences, correct = _measured(policy, logits, labels, given)
     final = int(np.sum(logits[-1].argmax(axis=1) == labels))
     least = least_correct(final, len(labels), goal.max_accuracy_drop)
     threshold = shared_threshold(confidences, correct, least).threshold
@@ -184,9 +190,9 @@ class Tune(Stage[Segments[bytes], Tuned]):
         start = 0
         for batch in self.tuning.batches(inputs):
             step(f"sample {start} of {len(labels)}")
-            logits = list(chain.logits(batch).values())
+            logits, given = (list(one.values()) for one in chain.exits(batch))
             rows = labels[start : start + len(logits[0])]
-            found.append(_measured(self.recipe.manifest_policy(()), logits, rows))
+            found.append(_measured(self.recipe.manifest_policy(()), logits, rows, given))
             start += len(rows)
         confidences, correct = zip(*found, strict=True)
         return np.concatenate(confidences, axis=1), np.concatenate(correct, axis=1)
@@ -214,7 +220,10 @@ class Tune(Stage[Segments[bytes], Tuned]):
 
 
 def _measured(
-    policy: Policy, logits: Sequence[Array], labels: npt.NDArray[np.int64]
+    policy: Policy,
+    logits: Sequence[Array],
+    labels: npt.NDArray[np.int64],
+    given: Sequence[Array],
 ) -> tuple[Floats, Bools]:
     """Every early exit's confidences, and where every exit's answer is right, under the policy.
 
@@ -222,7 +231,7 @@ def _measured(
     last row stands the answer to a sample that leaves nowhere early, which may be another exit's.
     """
     walk = Walk(policy)
-    answers = [walk.look(one) for one in logits]
+    answers = [walk.look(*pair) for pair in zip_longest(logits, given)]
     confidences = np.array([one.confidences for one in answers[:-1]]).reshape(-1, len(labels))
     classes = [*(one.classes for one in answers[:-1]), walk.otherwise().classes]
     return confidences, np.array(classes) == labels

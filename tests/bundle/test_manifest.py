@@ -34,7 +34,9 @@ def segment(name: str, inputs: list[str], outputs: list[str], exits: Document) -
         "name": name,
         "inputs": inputs,
         "outputs": outputs,
-        "exits": [{"name": exit, "logits": tensor} for exit, tensor in exits.items()],
+        "exits": [
+            {"name": exit, "logits": tensor, "confidence": None} for exit, tensor in exits.items()
+        ],
         "parameters": 5,
         "macs": 7,
     }
@@ -120,6 +122,7 @@ DOCUMENT: Document = {
             }
         ],
         "logits": {"zulu": "golden/zulu.npy", "alpha": "golden/alpha.npy"},
+        "confidences": {},
         "max_relative_error": 0.001,
     },
     "test_data": {"inputs": {"input": "test/inputs.npy"}, "labels": None, "samples": 1},
@@ -615,7 +618,9 @@ def test_a_number_of_labels_that_is_not_that_of_the_classes_is_refused() -> None
 
 def test_a_baseline_of_another_end_is_refused() -> None:
     refused(
-        lambda d: d["baselines"][0]["plain"].update(exits=[{"name": "beta", "logits": "late"}]),
+        lambda d: d["baselines"][0]["plain"].update(
+            exits=[{"name": "beta", "logits": "late", "confidence": None}]
+        ),
         "does not end in 'alpha'",
     )
 

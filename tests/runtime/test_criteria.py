@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from edgekit.bundle.manifest import Policy
+from edgekit.bundle.manifest import GIVEN, Policy
 from edgekit.recipe import Policy as RecipePolicy
 from edgekit.runtime.criteria import (
     COMBINATIONS,
@@ -60,7 +60,7 @@ def reference(criterion: str, logits: Array) -> Array:
 @pytest.mark.parametrize(
     ("key", "names"),
     [
-        ("criterion", (*CRITERIA, PATIENCE)),
+        ("criterion", (*CRITERIA, PATIENCE, GIVEN)),
         ("combine", COMBINATIONS),
         ("otherwise", OTHERWISE),
     ],
