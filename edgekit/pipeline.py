@@ -46,7 +46,7 @@ from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
 from edgekit.stages.quantize import Quantize
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Tune, fit
+from edgekit.stages.tune import Tune, fit, measured, thresholds_at
 from edgekit.target import Target
 
 __all__ = ["Progress", "build", "carry_out", "inspect"]
@@ -259,8 +259,13 @@ class _Run:
             return self.recipe.manifest_policy(given)
         tuning, (logits, confidences) = self.splits["tuning"], self._parted(self.answers["tuning"])
         assert goal is not None  # noqa: S101  (the recipe has either)
+        policy, rates = self.recipe.manifest_policy(()), self.recipe.exit_rates
+        if rates is not None:
+            early, _ = measured(policy, logits, confidences)
+            return dataclasses.replace(policy, thresholds=thresholds_at(early, rates))
+        assert goal.max_accuracy_drop is not None  # noqa: S101  (the goal is one of two)
         assert tuning.labels is not None  # noqa: S101  (Tune asks for them)
-        return fit(self.recipe.manifest_policy(()), logits, tuning.labels, goal, confidences)
+        return fit(policy, logits, tuning.labels, goal.max_accuracy_drop, confidences)
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.

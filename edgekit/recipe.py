@@ -220,10 +220,24 @@ class Input(Strict):
 
 
 class Goal(Strict):
-    """What the thresholds are fitted to, on the tuning split."""
+    """What the thresholds are fitted to, on the tuning split: one of two."""
 
-    max_accuracy_drop: float = Field(ge=0, le=1)
+    max_accuracy_drop: float | None = Field(default=None, ge=0, le=1)
     """As a share of the samples; counted from the final exit of the model in PyTorch."""
+    exit_rates: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
+    """The share of all samples that is to leave at each early exit, by its name; needs no labels.
+    """
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Goal":
+        if (self.max_accuracy_drop is None) == (self.exit_rates is None):
+            raise ValueError("name exactly one of max_accuracy_drop and exit_rates")
+        if self.exit_rates is not None and sum(self.exit_rates.values()) > 1 + 1e-9:
+            raise ValueError(
+                f"exit_rates come to {sum(self.exit_rates.values()):g}; they are shares of all "
+                "samples, 1 together at most"
+            )
+        return self
 
 
 class Policy(Strict):
@@ -424,6 +438,12 @@ class Recipe(Strict):
             return tuple(given[name] for name in early)
         return None if given is None and early else tuple(given or 0.0 for _ in early)
 
+    @property
+    def exit_rates(self) -> tuple[float, ...] | None:
+        """The share of samples that is to leave at each early exit, in order; None if not asked."""
+        rates = None if self.policy.tune is None else self.policy.tune.exit_rates
+        return None if rates is None else tuple(rates[name] for name in self.exits[:-1])
+
     def manifest_policy(self, thresholds: tuple[float, ...]) -> manifest.Policy:
         """The policy as the manifest states it, with these thresholds."""
         policy = self.policy
@@ -526,6 +546,9 @@ class Recipe(Strict):
             )
         if isinstance(given, dict):
             _demand_one_each("policy.thresholds", given, early, "early exit")
+        if self.policy.tune is not None and self.policy.tune.exit_rates is not None:
+            rates = self.policy.tune.exit_rates
+            _demand_one_each("policy.tune.exit_rates", rates, early, "early exit")
         if self.policy.weights is not None:
             _demand_one_each("policy.weights", self.policy.weights, self.exits, "exit")
         return self

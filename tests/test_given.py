@@ -17,6 +17,7 @@ from edgekit.bundle.manifest import GIVEN, Policy
 from edgekit.bundle.reader import read_bundle
 from edgekit.cache import Cache
 from edgekit.check import model_logits
+from edgekit.data import load_splits
 from edgekit.errors import CheckError, EdgekitError, InputError, RecipeError
 from edgekit.models.exits import find_exits
 from edgekit.models.load import load_model, user_code
@@ -314,6 +315,8 @@ def test_in_lower_precision_maps_and_their_confidence_stay_float(maps_recipe, tm
         stack, seen = [segment.exits[0].confidence], []
         while stack and (node := makers.get(stack.pop())) is not None:
             seen.append(node.op_type)
+            halves = onnx.TensorProto.FLOAT16
+            assert node.op_type != "Cast" or node.attribute[0].i != halves
             stack += [] if node.op_type == "Conv" else node.input[:1]
         assert {"ReduceMean", "Softmax", "Conv"} <= set(seen)
         assert not {"QuantizeLinear", "DequantizeLinear"} & set(seen)
@@ -710,3 +713,48 @@ def test_the_other_commands_know_maps(maps_bundle, maps_recipe, tmp_path, cli):
     assert ended.code == 0
     (row,) = (line for line in ended.out.splitlines() if line.startswith("verify") and "e-" in line)
     assert row.split()[-2:] == ["-", "100.00%"]
+
+
+def test_thresholds_of_maps_are_come_to_by_how_many_shall_leave(maps_recipe, tmp_path, cli):
+    tune = {"exit_rates": {"early": 0.3}}
+    settings = {"policy.thresholds": None, "policy.tune": tune, "quantize.features": "reached"}
+    recipe = load_recipe(str(maps_recipe), settings)
+    built = build(recipe, load_target("host", {"precision": "int8"}), tmp_path / "out")
+    notes = {one["name"]: one["notes"] for one in built.evidence["stages"]}
+    assert notes["tune"]["exit_rates"] == pytest.approx({"early": 0.3, "late": 0.7})
+    assert notes["quantize"]["reaching_samples"]["segment-2"] < 100
+    assert "accuracy" not in notes["tune"]
+    chain = Chain.load(tmp_path / "out")
+    with user_code(recipe.folder):
+        tuning = load_splits(recipe)["tuning"]
+    x = np.stack([tuning.tensor(row, chain.spec.inputs) for row in range(len(tuning))])
+    assert sum(one.exit == "early" for one in chain.many(x)) == 12
+
+
+@pytest.mark.parametrize(
+    ("tune", "words"),
+    [
+        ({"exit_rates": {"early": 1.5}}, "policy.tune.exit_rates.early"),
+        ({"exit_rates": {"late": 0.5}}, "'late' is no early exit"),
+        ({"exit_rates": {}}, "policy.tune.exit_rates: none for early"),
+        ({}, "name exactly one of max_accuracy_drop and exit_rates"),
+        ({"exit_rates": {"early": 0.5}, "max_accuracy_drop": 0.1}, "name exactly one of"),
+        ({"exit_rates": {"early": 0.7, "other": 0.7}}, "exit_rates come to 1.4"),
+    ],
+)
+def test_exit_rates_are_one_share_for_each_early_exit(maps_recipe, tune, words):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(maps_recipe), {"policy.thresholds": None, "policy.tune": tune})
+    assert words in str(caught.value)
+
+
+def test_shares_that_cannot_be_come_to_are_noted(maps_recipe, tmp_path):
+    path = maps_recipe.parent / "maps.py"
+    path.write_text(
+        path.read_text().replace(".mean((1, 2))", ".mean((1, 2)).mul(2).round().div(2)")
+    )
+    settings = {"policy.thresholds": None, "policy.tune": {"exit_rates": {"early": 0.2}}}
+    recipe = load_recipe(str(maps_recipe), settings)
+    built = build(recipe, load_target("host"), tmp_path / "out")
+    (tune,) = (one["notes"] for one in built.evidence["stages"] if one["name"] == "tune")
+    assert "leave, and 20.0% were asked for: confidences of many" in tune["warning"]

@@ -139,12 +139,14 @@ def to_float16(
     """The part in float16, boundaries too; the network's input, heads and logits stay float32."""
     model = with_names(onnx.load_from_string(part.program))
     looked_at = set(part.looked_at)
+    heads = head_nodes(model, looked_at)
     wide = [name for name in part.inputs if name not in entering] + sorted(looked_at)
     model = convert_float_to_float16(
         model,
         keep_io_types=wide,
-        node_block_list=sorted(head_nodes(model, looked_at)),
+        node_block_list=sorted(heads),
     )
+    _join_floats(model, heads)
     del model.graph.value_info[:]
     halves = {
         one.name
@@ -153,6 +155,29 @@ def to_float16(
     }
     leaving = {name: Crossing("float16") for name in part.outputs if name in halves}
     return model, leaving
+
+
+def _join_floats(model: onnx.ModelProto, heads: set[str]) -> None:
+    """Take the float32 of a head's operators as it is, where it is cast to float16 and back.
+
+    The converter casts around each of them, and would round what they give to eleven bits.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        narrow = makers.get(node.input[0]) if _casts_to(node, TensorProto.FLOAT) else None
+        if narrow is not None and _casts_to(narrow, TensorProto.FLOAT16):
+            source = makers.get(narrow.input[0])
+            if source is not None and source.name in heads:
+                node.input[0] = narrow.input[0]
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {one.name for one in model.graph.output}
+    for node in list(model.graph.node):
+        if _casts_to(node, TensorProto.FLOAT16) and node.output[0] not in read:
+            model.graph.node.remove(node)
+
+
+def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and node.attribute[0].i == kind
 
 
 class _Reader(CalibrationDataReader):

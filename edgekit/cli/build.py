@@ -171,6 +171,7 @@ def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
         leave = ", ".join(f"{exit} {rate:.1%}" for exit, rate in tuned["exit_rates"].items())
         terminal.line(f"thresholds {at or '-'}")
         terminal.line(f"leave      {leave} (tuning split)")
+    if "accuracy" in tuned:
         terminal.line(
             f"accuracy   {tuned['accuracy']:.2%} of {tuned['samples']}, with no exit taken "
             f"{tuned['final_exit_accuracy']:.2%}"

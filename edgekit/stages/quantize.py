@@ -216,7 +216,9 @@ class _Calibration:
         arrays = zip(self.inputs, arrays_of(batch, self.inputs), strict=True)
         return {one.tensor: array for one, array in arrays if one.tensor in part.inputs}
 
-    def _going_on(self, logits: list[Array], given: list[Array]) -> npt.NDArray[np.bool_]:
+    def _going_on(
+        self, logits: Sequence[Array], given: Sequence[Array] = ()
+    ) -> npt.NDArray[np.bool_]:
         """Which samples no exit lets leave, by the exits' logits `[samples, classes]`.
 
         Or by the confidences `[samples]` that they give.

@@ -12,16 +12,28 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Policy
 from edgekit.data import Split
 from edgekit.errors import CheckError, RecipeError
-from edgekit.recipe import Goal, Recipe
+from edgekit.recipe import Recipe
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.criteria import Walk
 from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
 
-__all__ = ["SharedThreshold", "Tune", "fit", "least_correct", "shared_threshold"]
+__all__ = [
+    "SharedThreshold",
+    "Tune",
+    "fit",
+    "least_correct",
+    "measured",
+    "shared_threshold",
+    "thresholds_at",
+]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.int64]
+
+_NEAR = 0.05
+"""How far an exit's share may be from what was asked for, unremarked: confidences may be alike."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +83,42 @@ def least_correct(correct: int, samples: int, max_drop: float) -> int:
     return max(0, correct - int(Fraction(repr(max_drop)) * samples))
 
 
+def thresholds_at(confidences: Floats, rates: Sequence[float]) -> tuple[float, ...]:
+    """The thresholds at which these shares of all samples leave, or as near as confidences allow.
+
+    `confidences` is float64 `[early exits, samples]`, `rates` one share per early exit. NaN never
+    leaves. A threshold lies midway between two confidences of samples that come to its exit.
+    """
+    samples = confidences.shape[1]
+    remaining = np.arange(samples)
+    found = []
+    for row, rate in zip(confidences, rates, strict=True):
+        here = row[remaining]
+        levels = np.unique(here[np.isfinite(here)])
+        # How many leave where the confidences from each level on are sure; above all levels none.
+        leave = np.array([*(np.sum(here >= one) for one in levels), np.sum(here == np.inf)])
+        threshold = _candidate(levels, int(np.abs(leave - rate * samples).argmin()))
+        found.append(threshold)
+        remaining = remaining[~(here >= threshold)]
+    return tuple(found)
+
+
 def fit(
     policy: Policy,
     logits: Sequence[Array],
     labels: npt.NDArray[np.int64],
-    goal: Goal,
+    max_drop: float,
     given: Sequence[Array] = (),
 ) -> Policy:
-    """The policy with what the goal comes to where every exit says `logits` `[samples, classes]`.
+    """The policy with what a greatest drop of accuracy comes to in PyTorch.
 
-    And where exits give their confidences, these are `given`, `[samples]` each. Of the model in
-    PyTorch: who would reach a segment, before there is a chain to tune.
+    There every exit says `logits` `[samples, classes]`, and where exits give their confidences,
+    these are `given`, `[samples]` each. For who would reach a segment, before there is a chain.
     """
-    confidences, correct = _measured(policy, logits, labels, given)
+    confidences, classes = measured(policy, logits, given)
     final = int(np.sum(logits[-1].argmax(axis=1) == labels))
-    least = least_correct(final, len(labels), goal.max_accuracy_drop)
-    threshold = shared_threshold(confidences, correct, least).threshold
+    least = least_correct(final, len(labels), max_drop)
+    threshold = shared_threshold(confidences, classes == labels, least).threshold
     return replace(policy, thresholds=(threshold,) * len(confidences))
 
 
@@ -117,7 +149,8 @@ class Tune(Stage[Segments[bytes], Tuned]):
         self.tuning = tuning
         self.final_logits = final_logits
         self.chain_for = chain_for
-        if recipe.thresholds is None and (tuning is None or tuning.labels is None):
+        counted = recipe.thresholds is None and recipe.exit_rates is None
+        if counted and (tuning is None or tuning.labels is None):
             raise RecipeError(
                 "policy.tune: data.tuning has no labels to count accuracy with; give them, or give "
                 "policy.thresholds"
@@ -125,36 +158,47 @@ class Tune(Stage[Segments[bytes], Tuned]):
 
     def __call__(self, artifact: Segments[bytes], step: Step) -> StageResult[Tuned]:
         """Raises CheckError where no threshold keeps the accuracy that the recipe asks for."""
-        thresholds = self.recipe.thresholds
-        if self.tuning is None or (labels := self.tuning.labels) is None:
-            assert thresholds is not None  # noqa: S101  (see the constructor)
+        thresholds, wanted = self.recipe.thresholds, self.recipe.exit_rates
+        labels = None if self.tuning is None else self.tuning.labels
+        if thresholds is not None and labels is None:
             return StageResult(self._tuned(artifact, thresholds))
-        confidences, correct = self._measure(artifact, labels, step)
-        in_pytorch = self._correct_in_pytorch(labels)
-        if thresholds is None:
-            assert in_pytorch is not None  # noqa: S101  (the pipeline gives the logits to tune to)
-            found = self._fit(confidences, correct, in_pytorch)
-            thresholds = (found.threshold,) * len(confidences)
-        samples = len(labels)
+        confidences, classes = self._measure(artifact, step)
+        samples = classes.shape[1]
+        accuracies: dict[str, float | None] = {}
+        if thresholds is None and wanted is not None:
+            thresholds = thresholds_at(confidences, wanted)
+        if labels is not None:
+            correct = classes == labels
+            in_pytorch = self._correct_in_pytorch(labels)
+            if thresholds is None:
+                assert in_pytorch is not None  # noqa: S101  (the pipeline gives what to tune to)
+                found = self._fit(confidences, correct, in_pytorch)
+                thresholds = (found.threshold,) * len(confidences)
+        assert thresholds is not None  # noqa: S101  (see the constructor)
         sure = confidences >= np.array(thresholds, np.float64)[:, None]
         taken = np.concatenate([sure, np.ones((1, samples), bool)]).argmax(axis=0)
-        rates = np.bincount(taken, minlength=len(correct)) / samples
+        rates = np.bincount(taken, minlength=len(classes)) / samples
+        if labels is not None:
+            accuracies = {
+                "accuracy": float(np.mean(correct[taken, np.arange(samples)])),
+                "final_exit_accuracy": float(np.mean(correct[-1])),
+                "pytorch_accuracy": None if in_pytorch is None else in_pytorch / samples,
+            }
         notes: dict[str, Any] = {
             "samples": samples,
             "thresholds": dict(zip(artifact.exits[:-1], thresholds, strict=True)),
-            "accuracy": float(np.mean(correct[taken, np.arange(samples)])),
-            "final_exit_accuracy": float(np.mean(correct[-1])),
-            "pytorch_accuracy": None if in_pytorch is None else in_pytorch / samples,
+            **accuracies,
             "exit_rates": dict(zip(artifact.exits, rates.tolist(), strict=True)),
         }
-        if warning := self._useless(taken, len(correct)):
+        warning = self._useless(taken, len(classes)) or _missed(artifact.exits, rates, wanted)
+        if warning:
             notes["warning"] = warning
         return StageResult(self._tuned(artifact, thresholds), notes)
 
     def _useless(self, taken: Array, exits: int) -> str | None:
         """Words about a chain that always ends at the same exit, if it does."""
         tuned = self.recipe.policy.tune is not None
-        if exits == 1:
+        if exits == 1 or self.recipe.exit_rates is not None:
             return None
         if not (taken < exits - 1).any():
             remedy = (
@@ -179,23 +223,20 @@ class Tune(Stage[Segments[bytes], Tuned]):
     def _tuned(self, segments: Segments[bytes], thresholds: tuple[float, ...]) -> Tuned:
         return Tuned(segments, self.recipe.manifest_policy(thresholds))
 
-    def _measure(
-        self, segments: Segments[bytes], labels: npt.NDArray[np.int64], step: Step
-    ) -> tuple[Floats, Bools]:
-        """See `_measured`, on the whole tuning split."""
-        assert self.tuning is not None  # noqa: S101  (asked by the caller)
+    def _measure(self, segments: Segments[bytes], step: Step) -> tuple[Floats, Integers]:
+        """See `measured`, on the whole tuning split."""
+        assert self.tuning is not None  # noqa: S101  (the recipe has it where there is a goal)
         inputs = self.recipe.manifest_inputs(segments.inputs)
         chain = self.chain_for(segments)
         found = []
         start = 0
         for batch in self.tuning.batches(inputs):
-            step(f"sample {start} of {len(labels)}")
+            step(f"sample {start} of {len(self.tuning)}")
             logits, given = (list(one.values()) for one in chain.exits(batch))
-            rows = labels[start : start + len(logits[0])]
-            found.append(_measured(self.recipe.manifest_policy(()), logits, rows, given))
-            start += len(rows)
-        confidences, correct = zip(*found, strict=True)
-        return np.concatenate(confidences, axis=1), np.concatenate(correct, axis=1)
+            found.append(measured(self.recipe.manifest_policy(()), logits, given))
+            start += len(logits[0])
+        confidences, classes = zip(*found, strict=True)
+        return np.concatenate(confidences, axis=1), np.concatenate(classes, axis=1)
 
     def _correct_in_pytorch(self, labels: npt.NDArray[np.int64]) -> int | None:
         if self.final_logits is None:
@@ -205,6 +246,7 @@ class Tune(Stage[Segments[bytes], Tuned]):
     def _fit(self, confidences: Floats, correct: Bools, in_pytorch: int) -> SharedThreshold:
         assert self.recipe.policy.tune is not None  # noqa: S101  (the recipe has either)
         drop, samples = self.recipe.policy.tune.max_accuracy_drop, correct.shape[1]
+        assert drop is not None  # noqa: S101  (or it has exit rates)
         least = least_correct(in_pytorch, samples, drop)
         found = shared_threshold(confidences, correct, least)
         if not found.met:
@@ -219,22 +261,31 @@ class Tune(Stage[Segments[bytes], Tuned]):
         return found
 
 
-def _measured(
-    policy: Policy,
-    logits: Sequence[Array],
-    labels: npt.NDArray[np.int64],
-    given: Sequence[Array],
-) -> tuple[Floats, Bools]:
-    """Every early exit's confidences, and where every exit's answer is right, under the policy.
+def measured(
+    policy: Policy, logits: Sequence[Array], given: Sequence[Array] = ()
+) -> tuple[Floats, Integers]:
+    """Every early exit's confidences, and every exit's class, under the policy.
 
-    `confidences` is float64 `[early exits, samples]`, `correct` bool `[exits, samples]`. In the
+    `confidences` is float64 `[early exits, samples]`, `classes` int64 `[exits, samples]`. In the
     last row stands the answer to a sample that leaves nowhere early, which may be another exit's.
     """
     walk = Walk(policy)
     answers = [walk.look(*pair) for pair in zip_longest(logits, given)]
-    confidences = np.array([one.confidences for one in answers[:-1]]).reshape(-1, len(labels))
+    confidences = np.array([one.confidences for one in answers[:-1]]).reshape(-1, len(logits[-1]))
     classes = [*(one.classes for one in answers[:-1]), walk.otherwise().classes]
-    return confidences, np.array(classes) == labels
+    return confidences, np.array(classes)
+
+
+def _missed(exits: Sequence[str], rates: Floats, wanted: Sequence[float] | None) -> str | None:
+    """Words about exits that let another share leave than was asked for, if any does."""
+    far = [
+        f"{exit} lets {rate:.1%} leave, and {share:.1%} were asked for"
+        for exit, rate, share in zip(exits, rates, wanted or (), strict=False)
+        if abs(rate - share) > _NEAR
+    ]
+    if not far:
+        return None
+    return f"policy.tune.exit_rates: {', '.join(far)}: confidences of many samples are the same"
 
 
 def _candidate(levels: Floats, index: int) -> float:

@@ -118,7 +118,9 @@ def test_a_changed_golden_decision_is_refused(tiny_bundle: Path, key: str) -> No
     rewrite(tiny_bundle, lambda document: document["golden"]["samples"][0].update({key: other}))
     here = f"golden/000.png: leaves at {said.exit!r} as class {said.class_index}"
     changed = {"exit": said.exit, "class_index": said.class_index, key: other}
-    refused(tiny_bundle, here, f"on the host at {changed['exit']!r} as {changed['class_index']} ")
+    refused(
+        tiny_bundle, here, f"on the host at {changed['exit']!r} as class {changed['class_index']} "
+    )
 
 
 def test_a_changed_threshold_shows_in_the_decisions(tiny_bundle: Path) -> None:

@@ -25,7 +25,7 @@ from edgekit.stages import Network, Segments, Tuned
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Tune, least_correct, shared_threshold
+from edgekit.stages.tune import Tune, least_correct, shared_threshold, thresholds_at
 from edgekit.target import load_target
 from tests.conftest import write_tiny_recipe
 from tests.stages.test_contract import SOUND
@@ -346,3 +346,31 @@ def test_a_policy_that_does_not_fit_the_chain_is_a_problem(thresholds, words):
     (problem,) = Tuned(SOUND, Policy("max_prob", thresholds)).problems()
     assert words in problem
     assert Tuned(SOUND, Policy("max_prob", (0.5,))).problems() == []
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_as_many_leave_as_were_asked_for_where_all_confidences_differ(data: st.DataObject) -> None:
+    exits, samples = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 30))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    confidences = rng.permutation(exits * samples).reshape(exits, samples) - exits * samples / 2
+    leaving = data.draw(
+        st.lists(st.integers(0, samples), min_size=exits, max_size=exits).filter(
+            lambda counts: sum(counts) <= samples
+        )
+    )
+    found = thresholds_at(confidences, [one / samples for one in leaving])
+    assert np.isfinite(found).all()
+    stay = np.ones(samples, bool)
+    for row, threshold, count in zip(confidences, found, leaving, strict=True):
+        assert threshold not in row[stay]
+        assert np.sum(stay & (row >= threshold)) == count
+        stay &= row < threshold
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_confidence_that_is_none_never_counts_among_those_that_leave(bad: float) -> None:
+    confidences = np.array([[0.1, bad, 0.2, bad, 0.3, 0.4]])
+    (threshold,) = thresholds_at(confidences, [0.5])
+    assert 0.1 < threshold <= 0.2
+    assert thresholds_at(np.full((1, 4), bad), [0.5]) == (1.0,)
