@@ -634,3 +634,76 @@ def test_an_unknown_variant_is_refused_and_the_known_are_named() -> None:
     assert manifest.variant("default") is manifest.variant()
     with pytest.raises(BundleError, match="no variant 'wide'; it has default"):
         manifest.variant("wide")
+
+
+def with_confidences(document: Document) -> None:
+    """The document's exits give maps, and a confidence each."""
+    document["labels"] = []
+    document["policy"].update(criterion="given")
+    (variant,), (baselines,) = document["variants"], document["baselines"]
+    variant["tensors"] |= {"early": tensor(2, 4), "late": tensor(3, 8)}
+    variant["tensors"] |= {"sure": tensor(), "certain": tensor()}
+    confidences = {"zulu": "sure", "alpha": "certain"}
+    for one in (*variant["segments"], baselines["plain"], baselines["whole"]):
+        for exit in one["exits"]:
+            exit["confidence"] = confidences[exit["name"]]
+            one["outputs"].append(exit["confidence"])
+    golden = document["golden"]
+    golden["confidences"] = {"zulu": "golden/zulu.npy", "alpha": "golden/alpha.npy"}
+    for sample in golden["samples"]:
+        sample["class_index"] = None
+
+
+def test_exits_may_give_maps_and_their_confidence() -> None:
+    manifest = parse_manifest(sealed(with_confidences))
+    assert manifest.labels == ()
+    assert [part.exits[0].confidence for part in manifest.variant().segments] == ["sure", "certain"]
+
+    def a_gate_less(document: Document) -> None:
+        with_confidences(document)
+        for part in (document["variants"][0]["segments"][1], document["baselines"][0]["plain"]):
+            part["exits"][0]["confidence"] = None
+        document["baselines"][0]["whole"]["exits"][1]["confidence"] = None
+        del document["golden"]["confidences"]["alpha"]
+        document["golden"]["samples"][0]["confidence"] = None
+
+    assert parse_manifest(sealed(a_gate_less)).variant().segments[1].exits[0].confidence is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["policy"].update(criterion="max_prob"), "that the policy does not look at"),
+        (lambda d: d["policy"].update(combine="sum"), "a given confidence is of its exit alone"),
+        (
+            lambda d: d["variants"][0]["tensors"].update(sure=tensor(1)),
+            "the confidence of 'zulu' is float32 [None, 1], and one number per sample is wanted",
+        ),
+        (
+            lambda d: d["variants"][0]["tensors"]["sure"].update(dtype="float16"),
+            "the confidence of 'zulu' is float16 [None]",
+        ),
+        (lambda d: d["variants"][0]["segments"][0]["outputs"].remove("sure"), "has no tensor"),
+        (lambda d: d["golden"]["confidences"].pop("zulu"), "golden confidences are not of its"),
+        (lambda d: d.update(labels=["yes", "no"]), "and there are 2 labels"),
+    ],
+)
+def test_a_confidence_that_does_not_fit_is_refused(
+    change: Callable[[Document], Any], words: str
+) -> None:
+    def changed(document: Document) -> None:
+        with_confidences(document)
+        change(document)
+
+    refused(changed, words)
+
+
+def test_given_without_a_confidence_is_refused() -> None:
+    refused(
+        lambda d: d["policy"].update(criterion="given"),
+        "criterion 'given' needs the confidence of zulu",
+    )
+
+
+def test_classes_that_nobody_tells_are_refused() -> None:
+    refused(lambda d: d.update(labels=[]), "criterion 'max_prob' needs class scores")

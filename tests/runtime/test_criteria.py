@@ -478,3 +478,28 @@ def test_a_confidence_on_its_threshold_leaves() -> None:
     logits = [np.zeros((1, 4)), np.ones((1, 4))]
     found = decide(logits, Policy("max_prob", (0.25,)))
     assert (found.exits.tolist(), found.confidences.tolist()) == ([0], [0.25])
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_given_confidences_are_looked_at_as_they_are(data: st.DataObject) -> None:
+    exits, samples = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
+    values = st.sampled_from([-2.0, 0.0, 0.25, 7.0, math.inf, -math.inf, math.nan])
+    rows = st.lists(values, min_size=samples, max_size=samples)
+    known = exits - data.draw(st.integers(0, 1))  # The final exit may give none.
+    given_ = [np.array(data.draw(rows), np.float32) for _ in range(known)]
+    maps = [np.zeros((samples, 2, depth + 1, 3), np.float32) for depth in range(exits)]
+    thresholds = tuple(
+        data.draw(values.filter(lambda one: not math.isnan(one))) for _ in range(exits - 1)
+    )
+    found = decide(maps, Policy(GIVEN, thresholds), given_)
+    for row in range(samples):
+        depth, confidence = exits - 1, math.nan
+        if known == exits:
+            confidence = float(given_[-1][row])
+        for index, threshold in enumerate(thresholds):
+            if float(given_[index][row]) >= threshold:
+                depth, confidence = index, float(given_[index][row])
+                break
+        assert (found.exits[row], found.depths[row], found.classes[row]) == (depth, depth, -1)
+        np.testing.assert_equal(found.confidences[row], confidence)
