@@ -28,6 +28,13 @@ def test_the_cost_of_metrics_and_deadlines_is_measured_in_one_process(built_tiny
         assert float(line.split()[2]) > 0
 
 
+def test_searches_for_thresholds_are_timed_beside_a_plain_grid():
+    printed = run("benchmarks/tuning.py", "--samples", 300).splitlines()
+    assert len(printed) == 7
+    assert "grid                  " in printed[2]
+    assert "would take" in printed[4]
+
+
 def assert_styles_decide_as_pytorch(tmp_path, *styles: str) -> list[list[str]]:
     """Runs the command over these styles, or all; the page's rows."""
     page = tmp_path / "models.md"

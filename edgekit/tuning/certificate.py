@@ -103,7 +103,7 @@ def p_value(errors: int, samples: int, risk: float) -> float:
 def samples_needed(risk: float, confidence: float) -> int:
     """With how many samples without an error a risk can be excluded.
 
-    The least n with `(1 - risk)^n <= 1 - confidence`: 230 for a risk of 0.01 at a confidence of 0.9.
+    The least n with `(1 - risk)^n <= 1 - confidence`: 230 for a risk of 0.01 at one of 0.9.
     """
     return math.ceil(math.log(1 - confidence) / math.log1p(-risk))
 
