@@ -46,7 +46,7 @@ from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
 from edgekit.stages.quantize import Quantize
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Tune, fit, measured, thresholds_at
+from edgekit.stages.tune import Tune, fit
 from edgekit.target import Target
 
 __all__ = ["Progress", "build", "carry_out", "inspect"]
@@ -254,18 +254,10 @@ class _Run:
 
     def reach(self) -> Policy:
         """Who reaches a segment while it is quantized: by what the goal comes to in PyTorch."""
-        goal, given = self.recipe.policy.tune, self.recipe.thresholds
-        if given is not None:
+        if (given := self.recipe.thresholds) is not None:
             return self.recipe.manifest_policy(given)
-        tuning, (logits, confidences) = self.splits["tuning"], self._parted(self.answers["tuning"])
-        assert goal is not None  # noqa: S101  (the recipe has either)
-        policy, rates = self.recipe.manifest_policy(()), self.recipe.exit_rates
-        if rates is not None:
-            early, _ = measured(policy, logits, confidences)
-            return dataclasses.replace(policy, thresholds=thresholds_at(early, rates))
-        assert goal.max_accuracy_drop is not None  # noqa: S101  (the goal is one of two)
-        assert tuning.labels is not None  # noqa: S101  (Tune asks for them)
-        return fit(policy, logits, tuning.labels, goal.max_accuracy_drop, confidences)
+        logits, confidences = self._parted(self.answers["tuning"])
+        return fit(self.recipe, logits, confidences, self.splits["tuning"].labels)
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.

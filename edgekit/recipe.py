@@ -219,24 +219,54 @@ class Input(Strict):
         return self
 
 
-class Goal(Strict):
-    """What the thresholds are fitted to, on the tuning split: one of two."""
+class Certified(Strict):
+    """A bound on a risk, and how sure it is to hold: see `edgekit.tuning.certificate`."""
 
+    risk: float = Field(gt=0, lt=1)
+    """As a share of all samples like those of the tuning split, seen or not."""
+    confidence: float = Field(default=0.9, gt=0, lt=1)
+    of: Literal["disagreement", "accuracy_loss"] = "disagreement"
+    """An answer that is not the final exit's; or that is wrong where the final exit's is right."""
+
+
+class Goal(Strict):
+    """What the thresholds are fitted to, on the tuning split."""
+
+    search: Literal["shared", "per_exit"] = "shared"
+    """One threshold for all early exits, or one for each."""
     max_accuracy_drop: float | None = Field(default=None, ge=0, le=1)
     """As a share of the samples; counted from the final exit of the model in PyTorch."""
+    min_class_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """Of every class: an average hides one that died."""
+    min_exit_rate: float | None = Field(default=None, gt=0, le=1)
+    """The share of the samples that leave before the final exit."""
     exit_rates: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
     """The share of all samples that is to leave at each early exit, by its name; needs no labels.
     """
+    certificate: Certified | None = None
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether anything asked for is counted by labels."""
+        certified = self.certificate is not None and self.certificate.of == "accuracy_loss"
+        counted = (self.max_accuracy_drop, self.min_class_accuracy)
+        return certified or any(one is not None for one in counted)
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "Goal":
-        if (self.max_accuracy_drop is None) == (self.exit_rates is None):
-            raise ValueError("name exactly one of max_accuracy_drop and exit_rates")
-        if self.exit_rates is not None and sum(self.exit_rates.values()) > 1 + 1e-9:
-            raise ValueError(
-                f"exit_rates come to {sum(self.exit_rates.values()):g}; they are shares of all "
-                "samples, 1 together at most"
-            )
+    def _something_to_reach(self) -> "Goal":
+        goals = (self.max_accuracy_drop, self.min_exit_rate, self.certificate)
+        if all(one is None for one in (*goals, self.exit_rates)):
+            raise ValueError("needs max_accuracy_drop, min_exit_rate, exit_rates or a certificate")
+        if self.certificate is not None and "search" in self.model_fields_set:
+            raise ValueError("search and certificate: a certificate has a search of its own")
+        if self.exit_rates is not None:
+            if self.model_fields_set != {"exit_rates"}:
+                raise ValueError("exit_rates say where every sample leaves: no other goal fits in")
+            if sum(self.exit_rates.values()) > 1 + 1e-9:
+                raise ValueError(
+                    f"exit_rates come to {sum(self.exit_rates.values()):g}; they are shares of all "
+                    "samples, 1 together at most"
+                )
         return self
 
 

@@ -171,16 +171,25 @@ def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
         leave = ", ".join(f"{exit} {rate:.1%}" for exit, rate in tuned["exit_rates"].items())
         terminal.line(f"thresholds {at or '-'}")
         terminal.line(f"leave      {leave} (tuning split)")
-    if "accuracy" in tuned:
-        terminal.line(
-            f"accuracy   {tuned['accuracy']:.2%} of {tuned['samples']}, with no exit taken "
-            f"{tuned['final_exit_accuracy']:.2%}"
-            + (
-                ""
-                if tuned["pytorch_accuracy"] is None
-                else f", the model in PyTorch {tuned['pytorch_accuracy']:.2%}"
+        samples = f"of {tuned['samples']}"
+        if "accuracy" in tuned:
+            terminal.line(
+                f"accuracy   {tuned['accuracy']:.2%} {samples}, with no exit taken "
+                f"{tuned['final_exit_accuracy']:.2%}"
+                + (
+                    ""
+                    if tuned["pytorch_accuracy"] is None
+                    else f", the model in PyTorch {tuned['pytorch_accuracy']:.2%}"
+                )
             )
-        )
+        elif "agreement" in tuned:
+            terminal.line(f"agreement  {tuned['agreement']:.2%} {samples} with the final exit")
+        if promised := tuned.get("certificate"):
+            terminal.line(
+                f"certified  at most {promised['risk']:.2%} {promised['of'].replace('_', ' ')}, "
+                f"with {promised['confidence']:.0%} confidence ({promised['errors']} of "
+                f"{promised['tested']} tested)"
+            )
 
 
 def _next(manifest: Manifest, folder: Path) -> str:

@@ -432,9 +432,9 @@ def _demand_one_kind(recipe: Recipe, outputs: Sequence[npt.NDArray[Any]]) -> Non
             f"exit {vectors[0]!r} gives {shapes[vectors[0]]} for a sample, as class scores are, "
             f"and exit {name!r} {shapes[name]}; say labels: [] if none of them tells classes"
         )
-    if recipe.policy.tune is not None and recipe.policy.tune.max_accuracy_drop is not None:
+    if recipe.policy.tune is not None and recipe.policy.tune.exit_rates is None:
         raise RecipeError(
-            f"policy.tune.max_accuracy_drop: exit {name!r} gives {shapes[name]} for a sample, no "
+            f"policy.tune: exit {name!r} gives {shapes[name]} for a sample, no "
             "class scores, and what is right of that nobody knows here; give policy.thresholds, "
             "from a measure of your own, or policy.tune.exit_rates"
         )

@@ -12,67 +12,138 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Policy
 from edgekit.data import Split
 from edgekit.errors import CheckError, RecipeError
-from edgekit.recipe import Recipe
+from edgekit.recipe import Goal, Recipe
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.criteria import Walk
 from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
+from edgekit.tuning.certificate import certify
+from edgekit.tuning.search import Observed, evaluate, search, shared, thresholds_at
 
-__all__ = [
-    "SharedThreshold",
-    "Tune",
-    "fit",
-    "least_correct",
-    "measured",
-    "shared_threshold",
-    "thresholds_at",
-]
+__all__ = ["Seen", "Tune", "choose", "fit", "least_correct"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Notes = dict[str, Any]
+
+_CLASSES_COUNTED = 512
+"""At most so many points are looked at class by class, evenly spaced from the best on."""
 
 _NEAR = 0.05
 """How far an exit's share may be from what was asked for, unremarked: confidences may be alike."""
 
 
 @dataclass(frozen=True)
-class SharedThreshold:
-    """One threshold for all early exits, and how many samples are `correct` under it.
+class Seen:
+    """What a policy makes of all exits, for samples that were run to the end.
 
-    `met` is false where no threshold keeps enough of them; then nothing leaves early.
+    `confidences` is float64 `[early exits, samples]`. `classes` is int64 `[exits, samples]`: what
+    is answered to a sample that leaves there; in the last row, to one that leaves nowhere early,
+    which may be another exit's answer. `final` is the final exit's own, int64 `[samples]`. Both are
+    -1 where exits give no class scores.
     """
 
-    threshold: float
-    correct: int
-    met: bool
+    confidences: Floats
+    classes: Integers
+    final: Integers
+    labels: Integers | None
+
+    @classmethod
+    def of(
+        cls,
+        policy: Policy,
+        logits: Sequence[Array],
+        given: Sequence[Array],
+        labels: Integers | None,
+    ) -> "Seen":
+        """By the logits `[samples, classes]` of every exit, and the confidences that they give."""
+        walk = Walk(policy)
+        answers = [walk.look(*pair) for pair in zip_longest(logits, given)]
+        samples = len(logits[-1])
+        confidences = np.array([one.confidences for one in answers[:-1]]).reshape(-1, samples)
+        classes = np.array([*(one.classes for one in answers[:-1]), walk.otherwise().classes])
+        return cls(confidences, classes, answers[-1].classes, labels)
+
+    @classmethod
+    def joined(cls, several: Sequence["Seen"], labels: Integers | None) -> "Seen":
+        """Those of all samples; their labels are given anew."""
+        return cls(
+            np.concatenate([one.confidences for one in several], axis=1),
+            np.concatenate([one.classes for one in several], axis=1),
+            np.concatenate([one.final for one in several]),
+            labels,
+        )
+
+    def right(self, by: str = "label") -> Bools:
+        """Which answers count as right, bool `[exits, samples]`.
+
+        By the `label`; as much by `disagreement` as is the final exit's; by `accuracy_loss`, all
+        but those that are wrong where the final exit is right.
+        """
+        if by == "disagreement":
+            return self.classes == self.final
+        correct: Bools = self.classes == self.labels
+        return correct if by == "label" else correct | (self.final != self.labels)
+
+    def observed(self, by: str, costs: Floats) -> Observed:
+        """For a search, where a sample costs as much as `costs` says of its exit."""
+        return Observed(self.confidences, self.right(by), costs)
 
 
-def shared_threshold(confidences: Floats, correct: Bools, least: int) -> SharedThreshold:
-    """The lowest threshold under which at least so many samples are classified right: exact.
+def choose(recipe: Recipe, seen: Seen, costs: Floats, least: int | None) -> tuple[Floats, Notes]:
+    """The thresholds that meet the recipe's goal and cost least, and what can be promised of them.
 
-    `confidences` is float64 `[early exits, samples]`, `correct` bool `[exits, samples]`, the final
-    exit last. A sample leaves at the first exit with `confidence >= threshold`; NaN and -inf never
-    are, +inf always is. Under a lower threshold no sample leaves later, so none is faster.
-
-    A threshold decides differently from the next one only if a confidence lies between them, so
-    there is one to try below, between and above the confidences seen; midway, so that the last bit
-    decides nothing.
+    Where the goal is an exit rate alone, those that keep most answers right. `least` is how many
+    must be right by their labels, where the goal says so. Raises CheckError where none meets it.
     """
-    levels = np.unique(confidences[np.isfinite(confidences)])
-    # By rank: under candidate number i a sample is sure where its rank is i or more.
-    ranks = np.searchsorted(levels, confidences)
-    ranks[~(confidences > -np.inf)] = -1
-    # An exit takes a sample under the candidates above its rank at every earlier exit, up to here.
-    upper = np.maximum.accumulate(ranks, axis=0) + 1
-    ends = np.concatenate([upper, np.full((1, upper.shape[1]), len(levels) + 1)])
-    starts = np.concatenate([np.zeros((1, upper.shape[1]), int), upper])
-    steps = np.bincount(starts[correct], minlength=len(levels) + 2)
-    steps -= np.bincount(ends[correct], minlength=len(levels) + 2)
-    counts = np.cumsum(steps)[: len(levels) + 1]
-    enough = np.flatnonzero(counts >= least)
-    index = int(enough[0]) if len(enough) else len(levels)
-    return SharedThreshold(_candidate(levels, index), int(counts[index]), len(enough) > 0)
+    goal = recipe.policy.tune
+    assert goal is not None  # noqa: S101  (asked by the caller)
+    if recipe.exit_rates is not None:
+        return thresholds_at(seen.confidences, recipe.exit_rates), {}
+    by = "disagreement" if seen.labels is None else "label"
+    observed = seen.observed(by, costs)
+    certificate = None
+    if goal.certificate is not None:
+        asked = goal.certificate
+        certificate = certify(seen.observed(asked.of, costs), asked.risk, asked.confidence)
+        points = evaluate(observed, certificate.points.thresholds)
+    elif goal.search == "shared":
+        points = shared(observed)
+    else:
+        points = search(observed)
+    met = np.ones(len(points), bool)
+    if least is not None:
+        met &= points.right >= least
+    if goal.min_exit_rate is not None:
+        met &= points.counts[:, -1] <= (1 - goal.min_exit_rate) * observed.samples
+    rows = np.flatnonzero(met)
+    fast = goal.max_accuracy_drop is not None or certificate is not None
+    keys = points.costs[rows], -points.right[rows]
+    rows = rows[np.lexsort(keys[::-1] if fast else keys)]
+    if goal.min_class_accuracy is not None and len(rows):
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, _CLASSES_COUNTED).astype(int))]
+        floor = goal.min_class_accuracy
+        rows = np.array(
+            [row for row in rows if _worst_class(seen, points.thresholds[row]) >= floor], int
+        )
+    if not len(rows):
+        raise CheckError(
+            f"no thresholds keep what policy.tune asks for on the {observed.samples} tuning "
+            f"samples ({_words(goal)}); ask for less, or train the early exits further"
+        )
+    chosen = int(rows[0])
+    notes: Notes = {}
+    if certificate is not None:
+        notes["certificate"] = {
+            "risk": certificate.risk,
+            "confidence": certificate.confidence,
+            "of": asked.of,
+            "tested": certificate.tested,
+            "errors": int(certificate.errors[chosen]),
+            "p_value": float(certificate.p_values[chosen]),
+        }
+    return points.thresholds[chosen], notes
 
 
 def least_correct(correct: int, samples: int, max_drop: float) -> int:
@@ -83,43 +154,28 @@ def least_correct(correct: int, samples: int, max_drop: float) -> int:
     return max(0, correct - int(Fraction(repr(max_drop)) * samples))
 
 
-def thresholds_at(confidences: Floats, rates: Sequence[float]) -> tuple[float, ...]:
-    """The thresholds at which these shares of all samples leave, or as near as confidences allow.
-
-    `confidences` is float64 `[early exits, samples]`, `rates` one share per early exit. NaN never
-    leaves. A threshold lies midway between two confidences of samples that come to its exit.
-    """
-    samples = confidences.shape[1]
-    remaining = np.arange(samples)
-    found = []
-    for row, rate in zip(confidences, rates, strict=True):
-        here = row[remaining]
-        levels = np.unique(here[np.isfinite(here)])
-        # How many leave where the confidences from each level on are sure; above all levels none.
-        leave = np.array([*(np.sum(here >= one) for one in levels), np.sum(here == np.inf)])
-        threshold = _candidate(levels, int(np.abs(leave - rate * samples).argmin()))
-        found.append(threshold)
-        remaining = remaining[~(here >= threshold)]
-    return tuple(found)
-
-
 def fit(
-    policy: Policy,
-    logits: Sequence[Array],
-    labels: npt.NDArray[np.int64],
-    max_drop: float,
-    given: Sequence[Array] = (),
+    recipe: Recipe, logits: Sequence[Array], given: Sequence[Array], labels: Integers | None
 ) -> Policy:
-    """The policy with what a greatest drop of accuracy comes to in PyTorch.
+    """The policy with what the goal comes to where every exit says `logits` `[samples, classes]`.
 
-    There every exit says `logits` `[samples, classes]`, and where exits give their confidences,
-    these are `given`, `[samples]` each. For who would reach a segment, before there is a chain.
+    And where exits give their confidences, these are `given`, `[samples]` each. Of the model in
+    PyTorch: who would reach a segment, before there is a chain to tune. Where nothing meets the
+    goal nobody leaves; the chain may yet do better.
     """
-    confidences, classes = measured(policy, logits, given)
-    final = int(np.sum(logits[-1].argmax(axis=1) == labels))
-    least = least_correct(final, len(labels), max_drop)
-    threshold = shared_threshold(confidences, classes == labels, least).threshold
-    return replace(policy, thresholds=(threshold,) * len(confidences))
+    policy, goal = recipe.manifest_policy(()), recipe.policy.tune
+    assert goal is not None  # noqa: S101  (asked by the caller)
+    seen = Seen.of(policy, logits, given, labels)
+    costs = np.arange(1.0, len(logits) + 1)
+    least = None
+    if goal.max_accuracy_drop is not None:
+        correct = int(np.sum(seen.final == labels))
+        least = least_correct(correct, len(seen.final), goal.max_accuracy_drop)
+    try:
+        thresholds, _ = choose(recipe, seen, costs, least)
+    except CheckError:
+        thresholds = shared(seen.observed("disagreement", costs)).thresholds[-1]
+    return replace(policy, thresholds=tuple(thresholds.tolist()))
 
 
 class Tune(Stage[Segments[bytes], Tuned]):
@@ -143,67 +199,71 @@ class Tune(Stage[Segments[bytes], Tuned]):
         """`final_logits` is the final exit of the model in PyTorch on the whole tuning split.
 
         `[samples, classes]`; None will do where thresholds are given. `chain_for` makes the chain,
-        of any policy. Raises RecipeError where thresholds are to be fitted without labels.
+        of any policy. Raises RecipeError where the recipe's goal needs labels and there are none.
         """
         self.recipe = recipe
         self.tuning = tuning
         self.final_logits = final_logits
         self.chain_for = chain_for
-        counted = recipe.thresholds is None and recipe.exit_rates is None
-        if counted and (tuning is None or tuning.labels is None):
+        goal = recipe.policy.tune
+        if goal is not None and (tuning is None or (goal.needs_labels and tuning.labels is None)):
             raise RecipeError(
-                "policy.tune: data.tuning has no labels to count accuracy with; give them, or give "
-                "policy.thresholds"
+                "policy.tune: data.tuning has no labels to count accuracy with; give them, or a "
+                "goal that needs none (exit_rates, min_exit_rate, a certificate of disagreement), "
+                "or policy.thresholds"
             )
 
     def __call__(self, artifact: Segments[bytes], step: Step) -> StageResult[Tuned]:
-        """Raises CheckError where no threshold keeps the accuracy that the recipe asks for."""
-        thresholds, wanted = self.recipe.thresholds, self.recipe.exit_rates
+        """Raises CheckError where no threshold keeps what the recipe asks for."""
+        thresholds, goal = self.recipe.thresholds, self.recipe.policy.tune
         labels = None if self.tuning is None else self.tuning.labels
-        if thresholds is not None and labels is None:
+        if goal is None and labels is None:
+            assert thresholds is not None  # noqa: S101  (the recipe has either)
             return StageResult(self._tuned(artifact, thresholds))
-        confidences, classes = self._measure(artifact, step)
-        samples = classes.shape[1]
-        accuracies: dict[str, float | None] = {}
-        if thresholds is None and wanted is not None:
-            thresholds = thresholds_at(confidences, wanted)
-        if labels is not None:
-            correct = classes == labels
-            in_pytorch = self._correct_in_pytorch(labels)
-            if thresholds is None:
-                assert in_pytorch is not None  # noqa: S101  (the pipeline gives what to tune to)
-                found = self._fit(confidences, correct, in_pytorch)
-                thresholds = (found.threshold,) * len(confidences)
-        assert thresholds is not None  # noqa: S101  (see the constructor)
-        sure = confidences >= np.array(thresholds, np.float64)[:, None]
-        taken = np.concatenate([sure, np.ones((1, samples), bool)]).argmax(axis=0)
-        rates = np.bincount(taken, minlength=len(classes)) / samples
-        if labels is not None:
-            accuracies = {
-                "accuracy": float(np.mean(correct[taken, np.arange(samples)])),
-                "final_exit_accuracy": float(np.mean(correct[-1])),
-                "pytorch_accuracy": None if in_pytorch is None else in_pytorch / samples,
-            }
-        notes: dict[str, Any] = {
+        seen = self._see(artifact, step)
+        # A build measures no time, so that the next one is the same: what a sample costs is MACs.
+        costs = np.cumsum([float(part.macs) for part in artifact.chain])
+        in_pytorch = self._correct_in_pytorch(labels)
+        more: Notes = {}
+        if thresholds is None:
+            assert goal is not None  # noqa: S101  (the recipe has either)
+            step("search")
+            found, more = self._fit(goal, seen, costs, in_pytorch)
+            thresholds = tuple(found.tolist())
+        samples = len(seen.final)
+        taken = seen.observed("disagreement", costs).taken(thresholds)
+        rates = np.bincount(taken, minlength=len(costs)) / samples
+        notes: Notes = {
             "samples": samples,
             "thresholds": dict(zip(artifact.exits[:-1], thresholds, strict=True)),
-            **accuracies,
             "exit_rates": dict(zip(artifact.exits, rates.tolist(), strict=True)),
+            **more,
         }
-        warning = self._useless(taken, len(classes)) or _missed(artifact.exits, rates, wanted)
+        if self.recipe.labels != () and (seen.final >= 0).all():
+            notes["agreement"] = _share(seen.right("disagreement"), taken)
+        if labels is not None:
+            correct = seen.right()
+            notes["accuracy"] = _share(correct, taken)
+            notes["final_exit_accuracy"] = float(np.mean(correct[-1]))
+            notes["pytorch_accuracy"] = None if in_pytorch is None else in_pytorch / samples
+        warning = self._useless(taken, len(costs)) or _missed(
+            artifact.exits, rates, self.recipe.exit_rates
+        )
         if warning:
             notes["warning"] = warning
         return StageResult(self._tuned(artifact, thresholds), notes)
 
     def _useless(self, taken: Array, exits: int) -> str | None:
         """Words about a chain that always ends at the same exit, if it does."""
-        tuned = self.recipe.policy.tune is not None
+        goal = self.recipe.policy.tune
+        tuned = goal is not None
         if exits == 1 or self.recipe.exit_rates is not None:
             return None
         if not (taken < exits - 1).any():
+            by_drop = goal is not None and goal.max_accuracy_drop is not None
+            looser = "a larger policy.tune.max_accuracy_drop" if by_drop else "a looser policy.tune"
             remedy = (
-                "a larger policy.tune.max_accuracy_drop, or early exits that are right more often, "
-                "would change that"
+                f"{looser}, or early exits that are right more often, would change that"
                 if tuned
                 else "lower policy.thresholds would change that"
             )
@@ -223,57 +283,52 @@ class Tune(Stage[Segments[bytes], Tuned]):
     def _tuned(self, segments: Segments[bytes], thresholds: tuple[float, ...]) -> Tuned:
         return Tuned(segments, self.recipe.manifest_policy(thresholds))
 
-    def _measure(self, segments: Segments[bytes], step: Step) -> tuple[Floats, Integers]:
-        """See `measured`, on the whole tuning split."""
-        assert self.tuning is not None  # noqa: S101  (the recipe has it where there is a goal)
+    def _see(self, segments: Segments[bytes], step: Step) -> Seen:
+        """See `Seen`, of the whole tuning split."""
+        assert self.tuning is not None  # noqa: S101  (asked by the caller)
         inputs = self.recipe.manifest_inputs(segments.inputs)
         chain = self.chain_for(segments)
-        found = []
-        start = 0
+        policy = self.recipe.manifest_policy(())
+        found: list[Seen] = []
         for batch in self.tuning.batches(inputs):
-            step(f"sample {start} of {len(self.tuning)}")
+            step(f"sample {sum(len(one.final) for one in found)} of {len(self.tuning)}")
             logits, given = (list(one.values()) for one in chain.exits(batch))
-            found.append(measured(self.recipe.manifest_policy(()), logits, given))
-            start += len(logits[0])
-        confidences, classes = zip(*found, strict=True)
-        return np.concatenate(confidences, axis=1), np.concatenate(classes, axis=1)
+            found.append(Seen.of(policy, logits, given, None))
+        return Seen.joined(found, self.tuning.labels)
 
-    def _correct_in_pytorch(self, labels: npt.NDArray[np.int64]) -> int | None:
-        if self.final_logits is None:
+    def _correct_in_pytorch(self, labels: Integers | None) -> int | None:
+        if self.final_logits is None or labels is None:
             return None
         return int(np.sum(self.final_logits.argmax(axis=1) == labels))
 
-    def _fit(self, confidences: Floats, correct: Bools, in_pytorch: int) -> SharedThreshold:
-        assert self.recipe.policy.tune is not None  # noqa: S101  (the recipe has either)
-        drop, samples = self.recipe.policy.tune.max_accuracy_drop, correct.shape[1]
-        assert drop is not None  # noqa: S101  (or it has exit rates)
-        least = least_correct(in_pytorch, samples, drop)
-        found = shared_threshold(confidences, correct, least)
-        if not found.met:
+    def _fit(
+        self, goal: Goal, seen: Seen, costs: Floats, in_pytorch: int | None
+    ) -> tuple[Floats, Notes]:
+        """See `choose`."""
+        least, samples = None, len(seen.final)
+        drop = goal.max_accuracy_drop
+        if drop is not None:
+            assert in_pytorch is not None  # noqa: S101  (the pipeline gives the logits to tune to)
+            least = least_correct(in_pytorch, samples, drop)
+        try:
+            return choose(self.recipe, seen, costs, least)
+        except CheckError:
+            correct = None if least is None else int(np.sum(seen.right()[-1]))
+            if least is None or in_pytorch is None or correct is None or correct >= least:
+                raise
+            # It is not the exits: what was done to the network has cost too much already.
             raise CheckError(
-                f"the chain's final exit is right on {np.mean(correct[-1]):.2%} of the {samples} "
+                f"the chain's final exit is right on {correct / samples:.2%} of the {samples} "
                 f"tuning samples, PyTorch's on {in_pytorch / samples:.2%}, and "
                 f"policy.tune.max_accuracy_drop={drop:g} asks for {least / samples:.2%} at least, "
                 "which no threshold reaches; calibrate with more quantize.samples or another "
                 "quantize.method, allow a larger drop, or build for a target.precision of fp16 or "
                 "fp32"
-            )
-        return found
+            ) from None
 
 
-def measured(
-    policy: Policy, logits: Sequence[Array], given: Sequence[Array] = ()
-) -> tuple[Floats, Integers]:
-    """Every early exit's confidences, and every exit's class, under the policy.
-
-    `confidences` is float64 `[early exits, samples]`, `classes` int64 `[exits, samples]`. In the
-    last row stands the answer to a sample that leaves nowhere early, which may be another exit's.
-    """
-    walk = Walk(policy)
-    answers = [walk.look(*pair) for pair in zip_longest(logits, given)]
-    confidences = np.array([one.confidences for one in answers[:-1]]).reshape(-1, len(logits[-1]))
-    classes = [*(one.classes for one in answers[:-1]), walk.otherwise().classes]
-    return confidences, np.array(classes)
+def _share(right: Bools, taken: Integers) -> float:
+    return float(np.mean(right[taken, np.arange(len(taken))]))
 
 
 def _missed(exits: Sequence[str], rates: Floats, wanted: Sequence[float] | None) -> str | None:
@@ -288,21 +343,18 @@ def _missed(exits: Sequence[str], rates: Floats, wanted: Sequence[float] | None)
     return f"policy.tune.exit_rates: {', '.join(far)}: confidences of many samples are the same"
 
 
-def _candidate(levels: Floats, index: int) -> float:
-    """The threshold under which the confidences from this level on are sure, and no lower ones."""
-    if not len(levels):
-        return 1.0
-    if index == 0:
-        return 0.0 if levels[0] > 0 else _beyond(float(levels[0]), -1.0)
-    below = float(levels[index - 1])
-    if index == len(levels):
-        return _beyond(below, 1.0)
-    above = float(levels[index])
-    middle = below / 2 + above / 2  # The sum of two large ones would overflow.
-    return middle if below < middle <= above else above
+def _worst_class(seen: Seen, thresholds: Floats) -> float:
+    """The accuracy of the class that fares worst, of those that the samples have."""
+    right = seen.right()
+    taken = Observed(seen.confidences, right, np.ones(len(right))).taken(thresholds)
+    labels = seen.labels
+    assert labels is not None  # noqa: S101  (the goal asks for them)
+    counts = np.bincount(labels)
+    correct = np.bincount(labels, weights=right[taken, np.arange(len(taken))])
+    return float((correct[counts > 0] / counts[counts > 0]).min())
 
 
-def _beyond(level: float, distance: float) -> float:
-    """A number beyond the level: by the distance, or the next one where adding that is nothing."""
-    beyond = level + distance
-    return beyond if beyond != level else float(np.nextafter(level, distance * np.inf))
+def _words(goal: Goal) -> str:
+    """The goal as a recipe says it."""
+    given = goal.model_dump(exclude_none=True, exclude={"search"})
+    return ", ".join(f"{key}: {value}" for key, value in given.items())

@@ -8,7 +8,7 @@ tried lie below, between and above the confidences seen; midway, so that the las
 nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "mean_plus_std",
     "search",
     "shared",
+    "thresholds_at",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -216,21 +217,31 @@ def by_rates(observed: Observed, ratios: npt.ArrayLike | None = None) -> Points:
     The sweep of budgeted classification in MSDNet (Huang et al., arXiv 1703.09844, section 4.2),
     over the ratios q.
     """
-    early, samples = len(observed.confidences), observed.samples
     chosen = np.geomspace(1 / 16, 16, 33) if ratios is None else np.asarray(ratios, np.float64)
-    thresholds = np.empty((len(chosen), early))
-    for row, ratio in enumerate(chosen):
-        shares = ratio ** np.arange(early + 1)
-        shares /= shares.sum()
-        remaining = np.ones(samples, bool)
-        for depth, one in enumerate(observed.confidences):
-            here = one[remaining]
-            levels, counts = np.unique(here[np.isfinite(here)], return_counts=True)
-            from_top = np.concatenate([[0], np.cumsum(counts[::-1])])[::-1]
-            nearest = int(np.abs(from_top - shares[depth] * samples).argmin())
-            thresholds[row, depth] = _candidates(levels)[nearest]
-            remaining &= ~(one >= thresholds[row, depth])
-    return evaluate(observed, thresholds)
+    shares = chosen[:, None] ** np.arange(len(observed.right))
+    shares /= shares.sum(axis=1, keepdims=True)
+    found = [thresholds_at(observed.confidences, one[:-1].tolist()) for one in shares]
+    return evaluate(observed, found)
+
+
+def thresholds_at(confidences: Floats, rates: Sequence[float]) -> Floats:
+    """The thresholds at which these shares of all samples leave, or as near as confidences allow.
+
+    `confidences` is float64 `[early exits, samples]`, `rates` one share per early exit. NaN never
+    leaves. A threshold lies midway between two confidences of samples that come to its exit.
+    """
+    samples = confidences.shape[1]
+    remaining = np.ones(samples, bool)
+    found = []
+    for row, rate in zip(confidences, rates, strict=True):
+        here = row[remaining]
+        levels, counts = np.unique(here[np.isfinite(here)], return_counts=True)
+        # How many leave where the confidences from each level on are sure; above all levels +inf.
+        leave = np.concatenate([np.cumsum(counts[::-1])[::-1], [0]]) + np.sum(here == np.inf)
+        nearest = int(np.abs(leave - rate * samples).argmin())
+        found.append(float(_candidates(levels)[nearest]))
+        remaining &= ~(row >= found[-1])
+    return np.array(found)
 
 
 def mean_plus_std(observed: Observed, factor: float) -> Floats:

@@ -8,9 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from edgekit.backends.onnxruntime import OnnxRuntimeBackend
 from edgekit.bundle.manifest import Policy
@@ -25,100 +24,15 @@ from edgekit.stages import Network, Segments, Tuned
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Tune, least_correct, shared_threshold, thresholds_at
+from edgekit.stages.tune import Tune, least_correct
 from edgekit.target import load_target
+from edgekit.tuning.certificate import p_value
 from tests.conftest import write_tiny_recipe
 from tests.stages.test_contract import SOUND
 
 
 def silent(text: str) -> None:
     pass
-
-
-def plain_count(confidences, correct, threshold: float) -> int:
-    """How many samples are right under the threshold, by the rule's own words."""
-    count = 0
-    for sample in range(correct.shape[1]):
-        for exit in range(len(correct)):
-            if exit == len(confidences) or confidences[exit, sample] >= threshold:
-                break
-        count += int(correct[exit, sample])
-    return count
-
-
-@st.composite
-def measured(draw) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences and correctness of one to nine samples; many ties, NaN, infinities, neighbours.
-
-    Two in three times of the kind that a network gives.
-    """
-    exits, samples = draw(st.integers(1, 4)), draw(st.integers(1, 9))
-    usual = st.floats(0, 1)
-    few = st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nextafter(1.0, 0), 5e-324, 1e-323])
-    odd = st.sampled_from([np.nan, np.inf, -np.inf, -0.0, 1e300, -1e300, 2.0**60, 0.5])
-    elements = draw(st.sampled_from([usual, few, few | odd]))
-    confidences = draw(arrays(np.float64, (exits, samples), elements=elements))
-    return confidences, draw(arrays(bool, (exits + 1, samples)))
-
-
-@settings(deadline=None, max_examples=400)
-@given(measured(), st.data())
-def test_the_threshold_is_the_lowest_of_all_that_keep_enough(data, more):
-    confidences, correct = data
-    least = more.draw(st.integers(0, correct.shape[1] + 1))
-    found = shared_threshold(confidences, correct, least)
-    levels = sorted({one for one in confidences.ravel().tolist() if math.isfinite(one)})
-    # At a level itself, that level and those above are sure; beyond the last, none is.
-    above = math.nextafter(levels[-1], math.inf) if levels else 0.0
-    counts = [plain_count(confidences, correct, one) for one in (*levels, above)]
-    enough = [index for index, count in enumerate(counts) if count >= least]
-    index = enough[0] if enough else len(levels)
-    assert found.met == bool(enough)
-    assert found.correct == counts[index]
-    assert math.isfinite(found.threshold)
-    assert plain_count(confidences, correct, found.threshold) == found.correct
-    assert index == len(levels) or found.threshold <= levels[index]
-    assert index == 0 or found.threshold > levels[index - 1]
-
-
-def test_a_threshold_lies_midway_and_far_from_the_outermost_confidences():
-    confidences = np.array([[0.2, 0.4, 0.8]])
-    final_wins = np.array([[True, False, True], [True, True, True]])
-    assert shared_threshold(confidences, final_wins, 3).threshold == pytest.approx(0.6)
-    assert shared_threshold(confidences, final_wins, 2).threshold < 0.1
-    final_wins[0] = False
-    nobody = shared_threshold(confidences, final_wins, 3)
-    assert nobody.threshold > 1.1
-    assert nobody.met
-    assert not shared_threshold(confidences, final_wins, 4).met
-
-
-def test_neighbouring_floats_are_still_told_apart():
-    low = 0.75
-    for pair in itertools.pairwise([low, math.nextafter(low, 1), math.nextafter(low, 0), low]):
-        confidences = np.array([pair])
-        early_is_right_for_the_surer = np.array([confidences[0] == max(pair), [True, True]])
-        found = shared_threshold(confidences, early_is_right_for_the_surer, 2)
-        assert min(pair) < found.threshold <= max(pair)
-
-
-@pytest.mark.parametrize("criterion", CRITERIA)
-@settings(deadline=None, max_examples=100)
-@given(more=st.data())
-def test_the_runtimes_rule_counts_the_same(criterion, more):
-    exits, samples, classes = (more.draw(st.integers(*ends)) for ends in ((2, 4), (1, 8), (1, 4)))
-    values = st.sampled_from([0.0, 0.5, 1.0, 2.0, 30.0, np.nan, -np.inf]) | st.floats(
-        -5, 5, width=32
-    )
-    logits = [
-        more.draw(arrays(np.float32, (samples, classes), elements=values)) for _ in range(exits)
-    ]
-    labels = more.draw(arrays(np.int64, samples, elements=st.integers(0, classes - 1)))
-    confidences = np.stack([CRITERIA[criterion](one) for one in logits[:-1]])
-    correct = np.stack([one.argmax(axis=1) == labels for one in logits])
-    found = shared_threshold(confidences, correct, more.draw(st.integers(0, samples)))
-    chosen = decide(logits, Policy(criterion, (found.threshold,) * (exits - 1))).classes
-    assert int(np.sum(chosen == labels)) == found.correct
 
 
 @given(
@@ -276,6 +190,99 @@ def test_patience_is_measured_and_handed_on(tiny):
     assert result.notes["exit_rates"]["first"] == 0 < result.notes["exit_rates"]["second"]
 
 
+def cost(world: World, result) -> float:
+    """The mean share of the MACs that a sample costs, by the exit rates of the stage."""
+    macs = np.cumsum([part.macs for part in world.segments.chain])
+    return float(list(result.notes["exit_rates"].values()) @ macs / macs[-1])
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.01, 0.05])
+def test_thresholds_of_their_own_cost_no_more_than_a_shared_one(digits, drop):
+    goal = {"max_accuracy_drop": drop}
+    common = digits.tune({"tune": goal})
+    own = digits.tune({"tune": {**goal, "search": "per_exit"}})
+    assert cost(digits, own) <= cost(digits, common)
+    policy = own.artifact.policy
+    assert own.notes["accuracy"] == digits.accuracy(policy)
+    assert own.notes["accuracy"] >= own.notes["pytorch_accuracy"] - drop - 1e-9
+
+
+def test_a_certificate_needs_no_labels_and_counts_disagreement_by_default(digits):
+    unlabelled = dataclasses.replace(digits.tuning, labels=None)
+    goal = {"certificate": {"risk": 0.05}}
+    result = digits.tune({"tune": goal}, unlabelled)
+    promised = result.notes["certificate"]
+    assert promised["of"] == "disagreement"
+    assert (promised["risk"], promised["confidence"], promised["tested"]) == (0.05, 0.9, 180)
+    assert p_value(promised["errors"], 180, 0.05) == promised["p_value"] <= 0.1
+    taken = decide(digits.logits, result.artifact.policy).classes
+    assert result.notes["agreement"] == np.mean(taken == digits.logits[-1].argmax(axis=1))
+    assert result.notes["agreement"] > 0.95
+    assert "accuracy" not in result.notes
+    assert cost(digits, result) < 0.6
+
+
+def test_a_certificate_of_accuracy_counts_labels(digits):
+    goal = {"certificate": {"risk": 0.05, "of": "accuracy_loss"}}
+    assert digits.tune({"tune": goal}).notes["certificate"]["of"] == "accuracy_loss"
+    with pytest.raises(RecipeError, match="no labels"):
+        digits.tune({"tune": goal}, dataclasses.replace(digits.tuning, labels=None))
+
+
+def test_too_few_samples_for_a_certificate_are_refused_with_how_many_are_needed(digits):
+    goal = {"certificate": {"risk": 0.01, "confidence": 0.9}}
+    with pytest.raises(CheckError, match=r"needs 230 samples.*found 360 in all: give 460"):
+        digits.tune({"tune": goal})
+
+
+def test_an_exit_rate_is_reached_with_most_answers_right(tiny):
+    result = tiny.tune({"tune": {"min_exit_rate": 0.5, "search": "per_exit"}})
+    assert result.notes["exit_rates"]["last"] <= 0.5
+    unlabelled = dataclasses.replace(tiny.tuning, labels=None)
+    again = tiny.tune({"tune": {"min_exit_rate": 0.5}}, unlabelled)
+    assert again.notes["exit_rates"]["last"] <= 0.5
+    assert again.notes["agreement"] > 0.5
+
+
+def test_no_class_is_let_die_for_the_average(tiny):
+    """Every sample may be lost on average, and no class as a whole."""
+    goal = {"max_accuracy_drop": 1.0, "min_class_accuracy": 0.4, "search": "per_exit"}
+    labels = tiny.logits[-1].argmax(axis=1)
+    tuning = dataclasses.replace(tiny.tuning, labels=labels)
+    policy = tiny.tune({"tune": goal}, tuning).artifact.policy
+    right = decide(tiny.logits, policy).classes == labels
+    floor = min(np.mean(right[labels == one]) for one in np.unique(labels))
+    loose = tiny.tune({"tune": {"max_accuracy_drop": 1.0}}, tuning).artifact.policy
+    fast = decide(tiny.logits, loose).classes == labels
+    assert min(np.mean(fast[labels == one]) for one in np.unique(labels)) < 0.4 <= floor
+
+
+def test_goals_that_nothing_meets_are_refused_with_what_was_asked(tiny):
+    tuning = dataclasses.replace(tiny.tuning, labels=tiny.logits[-1].argmax(axis=1))
+    goal = {"max_accuracy_drop": 0.0, "min_exit_rate": 1.0}
+    words = r"no thresholds keep .*max_accuracy_drop: 0\.0, min_exit_rate: 1\.0"
+    with pytest.raises(CheckError, match=words):
+        tiny.tune({"tune": goal}, tuning)
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ({}, "needs max_accuracy_drop, min_exit_rate, exit_rates or a certificate"),
+        (
+            {"min_class_accuracy": 0.5},
+            "needs max_accuracy_drop, min_exit_rate, exit_rates or a certificate",
+        ),
+        ({"certificate": {"risk": 0.1}, "search": "shared"}, "a search of its own"),
+        ({"certificate": {"risk": 0}}, "greater than 0"),
+        ({"exit_rates": {"first": 0.5, "second": 0.1}, "max_accuracy_drop": 0.1}, "no other goal"),
+    ],
+)
+def test_a_goal_that_says_too_little_or_too_much_is_refused(tiny, goal, words):
+    with pytest.raises(ValueError, match=words):
+        tiny.tune({"tune": goal})
+
+
 def test_given_thresholds_are_handed_on_and_measured(tiny):
     given = {"first": 0.30, "second": 0.29}
     result = tiny.tune({"thresholds": given})
@@ -346,31 +353,3 @@ def test_a_policy_that_does_not_fit_the_chain_is_a_problem(thresholds, words):
     (problem,) = Tuned(SOUND, Policy("max_prob", thresholds)).problems()
     assert words in problem
     assert Tuned(SOUND, Policy("max_prob", (0.5,))).problems() == []
-
-
-@settings(deadline=None, max_examples=200)
-@given(data=st.data())
-def test_as_many_leave_as_were_asked_for_where_all_confidences_differ(data: st.DataObject) -> None:
-    exits, samples = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 30))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    confidences = rng.permutation(exits * samples).reshape(exits, samples) - exits * samples / 2
-    leaving = data.draw(
-        st.lists(st.integers(0, samples), min_size=exits, max_size=exits).filter(
-            lambda counts: sum(counts) <= samples
-        )
-    )
-    found = thresholds_at(confidences, [one / samples for one in leaving])
-    assert np.isfinite(found).all()
-    stay = np.ones(samples, bool)
-    for row, threshold, count in zip(confidences, found, leaving, strict=True):
-        assert threshold not in row[stay]
-        assert np.sum(stay & (row >= threshold)) == count
-        stay &= row < threshold
-
-
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_a_confidence_that_is_none_never_counts_among_those_that_leave(bad: float) -> None:
-    confidences = np.array([[0.1, bad, 0.2, bad, 0.3, 0.4]])
-    (threshold,) = thresholds_at(confidences, [0.5])
-    assert 0.1 < threshold <= 0.2
-    assert thresholds_at(np.full((1, 4), bad), [0.5]) == (1.0,)
