@@ -40,7 +40,8 @@ _FLOAT = {
     "Gemm": 1,
     "FusedGemm": 1,
 }
-_WEIGHT_INPUT = _INTEGER | _FLOAT
+_RECURRENT = {"LSTM": 1, "GRU": 1, "RNN": 1}
+_WEIGHT_INPUT = _INTEGER | _FLOAT | _RECURRENT
 """The operators that multiply and accumulate, and which of their inputs is the second factor.
 
 Those that ONNX Runtime fuses to, or lays out otherwise, are among them.
@@ -173,6 +174,9 @@ def costs(model: onnx.ModelProto) -> list[Cost]:
 
 def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     first, second = shapes[node.input[0]], shapes[node.input[_WEIGHT_INPUT[node.op_type]]]
+    if node.op_type in _RECURRENT:
+        # At each of [steps, batch, inputs] every weight once: [directions, gates * width, inputs].
+        return math.prod(first[:-1]) * (math.prod(second) + math.prod(shapes[node.input[2]]))
     result = math.prod(shapes[node.output[0]])
     if node.op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])
@@ -183,15 +187,17 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     return result * first[0 if transposed and "Gemm" in node.op_type else -1]
 
 
+def _measured(node: onnx.NodeProto) -> list[str]:
+    """The tensors whose shapes tell what the node costs."""
+    if node.op_type in _RECURRENT:
+        return [*node.input[:3]]  # Of its outputs any may be left out.
+    return [node.input[0], node.input[_WEIGHT_INPUT[node.op_type]], node.output[0]]
+
+
 def _shapes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str, tuple[int, ...]]:
     """The shapes of what these nodes multiply and give, for one sample."""
     shapes = {one.name: tuple(one.dims) for one in model.graph.initializer}
-    wanted = dict.fromkeys(
-        name
-        for node in nodes
-        for name in (node.input[0], node.input[_WEIGHT_INPUT[node.op_type]], node.output[0])
-        if name not in shapes
-    )
+    wanted = dict.fromkeys(name for node in nodes for name in _measured(node) if name not in shapes)
     if not wanted:
         return shapes
     observed = onnx.ModelProto()

@@ -1,9 +1,11 @@
 """ONNX Runtime: segments as ONNX models."""
 
+import functools
 import hashlib
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -60,7 +62,7 @@ class OnnxRuntimeBackend:
     ) -> bytes:
         """See `Backend.lower`."""
         batch = torch.export.Dim("batch")
-        with quiet("torch.onnx", "onnxscript"):
+        with quiet("torch.onnx", "onnxscript"), _operators_read_once():
             try:
                 exported = torch.onnx.export(
                     part.program,
@@ -78,6 +80,7 @@ class OnnxRuntimeBackend:
                 raise BuildError(f"{part.name} has no ONNX form: {reason}") from error
         assert exported is not None  # noqa: S101  (without a file name the exporter returns it)
         model = exported.model
+        _free_names(model)
         _forget_origins(model)
         opset = model.opset_imports[""]
         if opset != target.opset:
@@ -241,6 +244,49 @@ def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     shape = [one.dim_param or one.dim_value for one in tensor.shape.dim]
     return f"{value.name}: {onnx.TensorProto.DataType.Name(tensor.elem_type)} {shape}"
+
+
+@contextmanager
+def _operators_read_once() -> Iterator[None]:
+    """Inside, torch.onnx takes onnxscript's operators as they were read the first time.
+
+    It would parse the source of all of them anew for each part, which takes longer than a small
+    part does itself. A torch that has no such place reads them each time.
+    """
+    internal = getattr(torch.onnx, "_internal", None)
+    apis = getattr(getattr(internal, "_lazy_import", None), "onnxscript_apis", None)
+    read = getattr(apis, "get_torchlib_ops", None)
+    if apis is None or read is None:
+        yield
+        return
+    apis.get_torchlib_ops = lambda: _first_read(read)
+    try:
+        yield
+    finally:
+        del apis.get_torchlib_ops  # The module's own shows again.
+
+
+@functools.cache
+def _first_read(read: Callable[[], Any]) -> Any:
+    return read()
+
+
+def _free_names(model: ir.Model) -> None:
+    """Rename inner values that have the name of an input or output of the model.
+
+    The exporter decomposes operators and counts anew, so an inner `linear_1` of its own may stand
+    beside the output `linear_1`, which was given its name afterwards.
+    """
+    edges = (*model.graph.inputs, *model.graph.outputs)
+    reserved, known = {one.name for one in edges}, {id(one) for one in edges}
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    inner = [one for node in nodes for one in node.outputs if id(one) not in known]
+    taken = reserved | {one.name for one in inner} | set(model.graph.initializers)
+    for number, one in enumerate(inner):
+        if one.name in reserved:
+            one.name = f"{one.name}-{number}"
+            while one.name in taken:
+                one.name += "-"
 
 
 def _forget_origins(model: ir.Model) -> None:

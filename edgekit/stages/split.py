@@ -6,6 +6,7 @@ so exits may tap anywhere, boundaries may be many and may skip segments, and exi
 exits.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -170,7 +171,7 @@ def _parts(
         program, inputs = cut(root, held[index], outputs, free)
         for node in (*inputs, *outputs):
             tensors[node.name] = _spec(node, name, batch)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
             values.update(zip(outputs, program(*(values[node] for node in inputs)), strict=True))
         result.append(
             Part(
@@ -208,6 +209,17 @@ def _with_own_confidences(exported: Exported) -> Exported:
         return exported
     graph.output_node().args = (tuple(outputs),)
     return replace(exported, graph=fx.GraphModule(exported.graph, graph))
+
+
+def _recurrent(
+    x: torch.Size, weight: torch.Size, recurrent: torch.Size, *_: object, **__: object
+) -> int:
+    """Of a layer in one direction: at every step of every sample each weight once."""
+    return 2 * math.prod(x[:-1]) * (weight.numel() + recurrent.numel())
+
+
+_FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
+"""What FlopCounterMode does not count: on a processor an LSTM is one operator."""
 
 
 def _prepared(

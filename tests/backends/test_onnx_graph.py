@@ -33,15 +33,18 @@ class Mixed(nn.Module):
         return early, self.last(self.hidden(c).relu())
 
 
-@pytest.fixture(scope="module")
-def parts():
-    sample = torch.randn(2, 4, 8, 8)
-    graphs = split(Mixed(), 2, sample)
+def lowered(model, sample):
+    graphs = split(model, 2, sample)
     backend = OnnxRuntimeBackend()
-    lowered = Lower(backend, load_target("host"), sample)(graphs, lambda text: None).artifact
+    files = Lower(backend, load_target("host"), sample)(graphs, lambda text: None).artifact
     # What passes break is another test's concern.
     optimize = Optimize(backend, lambda segments, name: 0.0, 1e-3)
-    return optimize(lowered, lambda text: None).artifact
+    return optimize(files, lambda text: None).artifact
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return lowered(Mixed(), torch.randn(2, 4, 8, 8))
 
 
 def read(part) -> onnx.ModelProto:
@@ -57,6 +60,32 @@ def test_macs_are_those_that_torch_counts_before_and_after_the_engines_fusions(p
         assert {one.operator for one in found} <= {"Conv", "FusedConv", "ConvTranspose",
                                                    "FusedMatMul", "MatMul", "Gemm",
                                                    "FusedGemm"}  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    """One direction, two, and what hands on its state alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 5, batch_first=True)
+        self.gru = nn.GRU(5, 4, num_layers=2, bidirectional=True, batch_first=True)
+        self.rnn = nn.RNN(8, 3, batch_first=True)
+        self.early, self.last = nn.Linear(5, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        x, (hidden, _) = self.lstm(x)
+        return self.early(hidden[-1]), self.last(self.rnn(self.gru(x)[0])[1][-1])
+
+
+def test_recurrent_layers_are_counted_with_every_step():
+    sample = torch.randn(2, 7, 6)
+    parts = lowered(Recurrent(), sample)
+    expected = [7 * 4 * 5 * (6 + 5) + 5 * 3]
+    gru = 7 * 2 * 3 * 4 * ((5 + 4) + (8 + 4))
+    expected.append(gru + 7 * 3 * (8 + 3) + 3 * 3)
+    assert [part.macs for part in parts.chain] == expected
+    for part in parts.parts():
+        assert sum(one.macs for one in costs(read(part))) == part.macs
 
 
 def test_heads_reach_to_the_first_weights_and_over_pools_that_nobody_else_needs(parts):
