@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow bench pins format clean
+.PHONY: demo test test-slow bench models pins format clean
 
 demo: $(READY)
 	$(BIN)/edgekit build recipes/digits/recipe.yaml --target host
@@ -21,11 +21,19 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow" -n 2
 
-test-slow: $(READY)
+test-slow: $(READY) $(VENV)/models
 	$(BIN)/pytest -m slow
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+models: $(READY) $(VENV)/models
+	$(BIN)/python benchmarks/models.py
+
+# Networks to build, no part of edgekit; their own dependencies would bring another torch.
+$(VENV)/models: constraints/models.txt | $(READY)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps -r constraints/models.txt
+	@touch $@
 
 # What a device installs, the newest versions that each Python can have. Review what changes.
 pins: $(READY)

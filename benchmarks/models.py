@@ -13,11 +13,13 @@ import subprocess
 import sys
 import textwrap
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "benchmarks/styles/recipe.yaml"
+SPLITS = ("calibration", "tuning", "test")
 sys.path.insert(0, str(RECIPE.parent))
 
 import numpy as np  # noqa: E402
@@ -42,6 +44,9 @@ ANYTHING = {
 }
 """What INT8 costs is reported here, and not demanded."""
 
+LEAST_LEAVING = 0.2
+"""Share of the samples that must leave at the first exit, and at the last."""
+
 HEAD = """# Models
 
 Written by `python benchmarks/models.py` ({date}), on {cpu}, {cores} cores, {machine}; {engine},
@@ -54,13 +59,17 @@ there are no accuracies; samples are waves of unlike strength under noise.
   among an exit's.
 - Decisions: share of {samples} samples that leave at the same exit with the same class as in
   PyTorch, under thresholds that spread the samples over the exits (`leave`: by exit).
+- Integers: share of the multiply-accumulates outside the heads that the INT8 chain does on
+  integers. What it does not (SiLU, GELU and LayerNormalization between them, recurrent layers)
+  stays in float, and a chain of 0% is the FP32 one.
 - Full depth: mean latency of the FP32 chain with no exit taken over that of the undivided network
   with all exits, at one thread.
 
 """
 
 COLUMNS = (
-    "| network | exits | cuts | error | leave | decisions FP32 | decisions INT8 | full depth |"
+    "| network | exits | cuts | error | leave | decisions FP32 | decisions INT8 | integers "
+    "| full depth |"
 )
 
 
@@ -72,28 +81,49 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/models.md")
     parser.add_argument("--output", type=Path, default=ROOT / "build/models")
     options = parser.parse_args()
-    rows, refusals = [], []
+    rows, notes = [], []
     for style in options.styles or STYLES:
         print(style, flush=True)
+        needs = STYLES[style].needs
+        if needs is not None and find_spec(needs) is None:
+            notes.append(f"- {style} is left out: {needs} is not installed; `make models` does.")
+            print(notes[-1])
+            continue
         folder = options.output / style
         floats = built_evenly(style, folder / "fp32")
+        demand_alike(style, floats)
         thresholds = list(floats.manifest.policy.thresholds)
         integers = None
         try:
             integers = built(style, folder / "int8", "int8", thresholds, ANYTHING)
         except BuildError as error:
-            refusals.append(f"- {style} in INT8: {error}")
+            notes.append(f"- {style} is refused in INT8: {error}.")
         report = measured(floats.path, options.rounds)
         rows.append(row(style, floats, integers, report))
+    if not rows:
+        sys.exit("nothing is left to build, so no page is written")
     date = datetime.now(timezone.utc).date()
     samples = report["samples"]
     text = HEAD.format(date=date, samples=samples, engine=report["engine"], **report["device"])
-    text += "\n".join([COLUMNS, "|---" * 8 + "|", *rows]) + "\n"
-    if refusals:
-        lines = [textwrap.fill(one, 100, subsequent_indent="  ") for one in refusals]
-        text += "\nRefused:\n\n" + "\n".join(lines) + "\n"
+    text += "\n".join([COLUMNS, "|---" * COLUMNS.count(" | ") + "|---|", *rows]) + "\n"
+    if notes:
+        lines = [textwrap.fill(one, 100, subsequent_indent="  ") for one in notes]
+        text += "\n" + "\n".join(lines) + "\n"
     options.page.write_text(text, encoding="utf-8")
     print(text)
+
+
+def demand_alike(style: str, floats: Built) -> None:
+    """End the run where an FP32 chain decides otherwise than PyTorch, or nothing is decided."""
+    check, rates = accepted(floats), list(exit_rates(floats).values())
+    if check["exit_agreement"] < 1:
+        sys.exit(f"{style}: decides as PyTorch does on {check['exit_agreement']:.1%} only, in FP32")
+    if min(rates[0], rates[-1]) < LEAST_LEAVING:
+        shares = ", ".join(f"{rate:.0%}" for rate in rates)
+        sys.exit(
+            f"{style}: the samples leave by {shares}, and {LEAST_LEAVING:.0%} are wanted at the "
+            "first exit and at the last; give it other weights or exits"
+        )
 
 
 def built_evenly(style: str, folder: Path) -> Built:
@@ -113,7 +143,7 @@ def built_evenly(style: str, folder: Path) -> Built:
 def even_thresholds(logits: list[np.ndarray]) -> list[float]:
     """A threshold per early exit that lets about as many samples leave there as anywhere.
 
-    In the widest gap between two confidences that lets no more than a fifth more or fewer leave, so
+    In the widest gap between two confidences that lets no more than a tenth more or fewer leave, so
     that nothing hangs on the last bit. `logits` are `[samples, classes]` per exit.
     """
     remaining = np.arange(len(logits[-1]))
@@ -122,7 +152,7 @@ def even_thresholds(logits: list[np.ndarray]) -> list[float]:
         confidences = CRITERIA["max_prob"](one[remaining])
         descending = np.sort(confidences)[::-1]
         share = len(remaining) / (len(logits) - depth)
-        leaving = np.arange(round(0.8 * share), round(1.2 * share) + 1)
+        leaving = np.arange(round(0.9 * share), round(1.1 * share) + 1)
         gaps = descending[leaving - 1] - descending[leaving]
         best = leaving[gaps.argmax()]
         thresholds.append(float(descending[best - 1] + descending[best]) / 2)
@@ -146,16 +176,25 @@ def built(
 def recipe_of(style: str, thresholds: list[float], more: dict[str, Any]) -> Recipe:
     """The recipe with what this style's network needs, and nothing of how it is written."""
     chosen = STYLES[style]
-    early = chosen.exits[:-1]
+    names = [one if isinstance(one, str) else one["name"] for one in chosen.exits]
+    several = isinstance(chosen.shape, dict)
+    shapes = chosen.shape if several else {"input": chosen.shape}
+    lists = {name: list(shape) for name, shape in shapes.items()}
     values = {
         "name": style,
         "model.args.style": style,
-        "input.shape": list(chosen.shape),
         "exits": list(chosen.exits),
-        "policy.thresholds": dict(zip(early, thresholds, strict=True)),
-        **{f"data.{split}.args.style": style for split in ("calibration", "tuning", "test")},
+        "policy.thresholds": dict(zip(names, thresholds, strict=False)),
+        **{f"data.{split}.args.shape": lists if several else lists["input"] for split in SPLITS},
     }
-    return load_recipe(str(RECIPE), {**values, **more})
+    if several:
+        values |= {"input": None, "inputs": {name: {"shape": one} for name, one in lists.items()}}
+    else:
+        values["input.shape"] = lists["input"]
+    if chosen.rows is not None:
+        values |= {"input.dtype": "int64", "input.range": [0, chosen.rows - 1]}
+        values |= {f"data.{split}.args.rows": chosen.rows for split in SPLITS}
+    return load_recipe(str(RECIPE), {**values, **chosen.recipe, **more})
 
 
 def measured(bundle: Path, rounds: int) -> dict[str, Any]:
@@ -180,20 +219,30 @@ def row(style: str, floats: Built, integers: Built | None, report: dict[str, Any
         size_bytes = sum(variant.tensors[name].bytes_per_sample for name in names)
         cuts.append(f"{len(names)}: {size_bytes:,} B")
     check = accepted(floats)
-    (rates,) = (
-        one["notes"]["exit_rates"] for one in floats.evidence["stages"] if one["name"] == "verify"
-    )
     cells = [
         style,
         str(len(variant.exits)),
         ", ".join(cuts),
         f"{check['max_relative_error']:.1e}",
-        " / ".join(f"{rate:.0%}" for rate in rates.values()),
+        " / ".join(f"{rate:.0%}" for rate in exit_rates(floats).values()),
         f"{check['exit_agreement']:.1%}",
         f"{accepted(integers)['exit_agreement']:.1%}" if integers else "refused",
+        f"{notes_of(integers, 'quantize')['integer_share']['chain']:.0%}" if integers else "-",
         f"{report['full_depth_ratio']:.3f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def exit_rates(found: Built) -> dict[str, float]:
+    """The share of the test split that leaves at each exit, in PyTorch."""
+    rates: dict[str, float] = notes_of(found, "verify")["exit_rates"]
+    return rates
+
+
+def notes_of(found: Built, stage: str) -> dict[str, Any]:
+    """What a stage noted in the evidence."""
+    (notes,) = (one["notes"] for one in found.evidence["stages"] if one["name"] == stage)
+    return dict(notes)
 
 
 def accepted(found: Built) -> dict[str, Any]:

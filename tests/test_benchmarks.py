@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,30 +36,88 @@ def test_searches_for_thresholds_are_timed_beside_a_plain_grid():
     assert "would take" in printed[4]
 
 
-def assert_styles_decide_as_pytorch(tmp_path, *styles: str) -> list[list[str]]:
-    """Runs the command over these styles, or all; the page's rows."""
-    page = tmp_path / "models.md"
-    run("benchmarks/models.py", *styles, "--rounds", 1, "--page", page, "--output", tmp_path)
-    text = page.read_text()
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
+def rows_of(page: Path, *styles: str) -> dict[str, dict[str, str]]:
+    """Runs the command over these networks, or all; the page's rows by network."""
+    run("benchmarks/models.py", *styles, "--rounds", 1, "--page", page, "--output", page.parent)
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
     head, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    for cells in rows:
-        one = dict(zip(head, cells, strict=True))
-        leave = [int(rate.strip().removesuffix("%")) for rate in one["leave"].split("/")]
-        assert len(leave) == int(one["exits"]), one
-        assert min(leave[0], leave[-1]) >= 20, f"{one} puts no exit to the test"
-        assert one["decisions FP32"] == "100.0%", one
-        assert float(one["error"]) < 1e-4, one
-        assert float(one["full depth"]) > 0
-        refused = f"- {one['network']} in INT8: " in text
-        assert refused == (one["decisions INT8"] == "refused")
-    return rows
+    return {cells[0]: dict(zip(head, cells, strict=True)) for cells in rows}
+
+
+def assert_decides_as_pytorch(row: dict[str, str]) -> None:
+    """Every exit is put to the test, and the chain leaves where PyTorch would."""
+    leave = [int(rate.strip().removesuffix("%")) for rate in row["leave"].split("/")]
+    assert len(leave) == int(row["exits"]), row
+    assert len(row["cuts"].split(" B")) == int(row["exits"]), row
+    assert min(leave[0], leave[-1]) >= 20, f"{row} puts no exit to the test"
+    assert row["decisions FP32"] == "100.0%", row
+    assert float(row["error"]) < 1e-4, row
+    assert float(row["full depth"]) > 0
+    assert 0 <= float(row["decisions INT8"].removesuffix("%")) <= 100, row
+    assert 0 <= float(row["integers"].removesuffix("%")) <= 100, row
+
+
+CROSSING = {
+    "tap-before-activation": [1, 1],
+    "multi-scale-dense": [3, 3],
+    "skips-a-segment": [1, 2],
+    "exits-feed-later-exits": [2, 2],
+    "shared-head": [1, 1],
+    "two-inputs": [2, 2],
+    "torchvision-resnet18": [1, 1, 1],
+}
+"""How many tensors cross each cut, where that is seen from how the network is written."""
+
+
+def assert_cut_where_it_is_written(row: dict[str, str]) -> None:
+    crossing = [int(one.split(":")[0]) for one in row["cuts"].split(" B, ")]
+    assert crossing == CROSSING.get(row["network"], crossing), row
 
 
 def test_networks_of_other_styles_come_in_by_recipe_alone(tmp_path):
-    rows = assert_styles_decide_as_pytorch(tmp_path, "shared-head", "frames-in-the-batch")
-    assert [cells[0] for cells in rows] == ["shared-head", "frames-in-the-batch"]
-    assert [cells[2] for cells in rows] == ["1: 8,192 B, 1: 8,192 B", "1: 24,576 B, 1: 8,192 B"]
+    rows = rows_of(tmp_path / "models.md", "shared-head", "frames-in-the-batch", "two-inputs")
+    assert list(rows) == ["shared-head", "frames-in-the-batch", "two-inputs"]
+    for row in rows.values():
+        assert_decides_as_pytorch(row)
+        assert_cut_where_it_is_written(row)
+    assert rows["shared-head"]["cuts"] == "1: 8,192 B, 1: 8,192 B"
+    assert rows["frames-in-the-batch"]["cuts"] == "1: 24,576 B, 1: 8,192 B"
+    assert rows["two-inputs"]["cuts"] == "2: 6,168 B, 2: 2,072 B", "its second input crosses, too"
+
+
+@pytest.mark.slow
+def test_every_network_of_the_page_decides_as_pytorch_does(tmp_path):
+    page = tmp_path / "models.md"
+    # Of two that differ in size alone, one will do here.
+    styles = [style for style in all_styles() if style != "torchvision-efficientnet-b3"]
+    rows = rows_of(page, *styles)
+    left_out = {style for style in styles if f"- {style} is left out: " in page.read_text()}
+    assert left_out <= {style for style in styles if style.startswith(("torchvision-", "timm-"))}
+    assert list(rows) == [style for style in styles if style not in left_out]
+    assert rows.keys() | left_out >= CROSSING.keys()
+    for row in rows.values():
+        assert_decides_as_pytorch(row)
+        assert_cut_where_it_is_written(row)
+
+
+def all_styles() -> list[str]:
+    """In a process of its own: the networks' files are imported by names that others have."""
+    code = "import sys; sys.path.insert(0, 'benchmarks/styles'); import model; print(*model.STYLES)"
+    return run("-c", code).split()
+
+
+def test_a_network_whose_package_is_not_installed_is_left_out_with_a_word(tmp_path):
+    code = (
+        "import importlib.util as util, runpy, sys; find = util.find_spec;"
+        "util.find_spec = lambda name, *more: None if name == 'timm' else find(name, *more);"
+        "sys.argv = ['models.py', 'timm-vit-tiny']; runpy.run_path('benchmarks/models.py', "
+        "run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 1
+    assert "timm-vit-tiny is left out: timm is not installed" in ended.stdout
+    assert "nothing is left to build" in ended.stderr
 
 
 @pytest.mark.slow

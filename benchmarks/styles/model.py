@@ -6,30 +6,41 @@ batch is not in front.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
+from data import Shapes, waves
+from published import CLASSES, from_timm, from_torchvision
 from torch import Tensor, nn
 from torch.nn import functional
-
-CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Style:
-    """A network's class, what one sample of its input looks like, and its exits by depth."""
+    """A network's class, what one sample of its input looks like, and its exits by depth.
+
+    `shape` is by name where there are several inputs; with `rows` the input is whole numbers below
+    that. `exits` are as in a recipe, `recipe` has what that says besides, by dotted key. `needs`
+    names the package that the network is out of.
+    """
 
     network: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    exits: tuple[str, ...] = ("exit1", "exit2", "final")
+    shape: Shapes
+    exits: tuple[str | Mapping[str, Any], ...] = ("exit1", "exit2", "final")
+    rows: int | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    needs: str | None = None
 
 
 def build(style: str) -> nn.Module:
     """The network of that style, in eval mode, with random weights from a fixed seed.
 
     As training would, it brings every normalisation to what its layer sees, and every head to
-    logits of a like size: else no exit is surer of one sample than of another.
+    logits of a like size: else no exit is surer of one sample than of another, and in a deep
+    network rounding grows from layer to layer.
     """
     torch.manual_seed(0)
     chosen = STYLES[style]
@@ -38,8 +49,12 @@ def build(style: str) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # The mean over all batches.
     net.train()
+    samples = waves(chosen.shape, 64, 0, chosen.rows)
     with torch.no_grad():
-        logits = net(torch.randn(64, *chosen.shape))
+        if isinstance(samples, dict):
+            logits = net(**{name: torch.from_numpy(one) for name, one in samples.items()})
+        else:
+            logits = net(torch.from_numpy(samples))
         if isinstance(logits, Iterator):
             list(logits)  # Nothing of it has run yet.
     return net.eval()
@@ -462,7 +477,64 @@ class GRULayers(nn.Module):
         return logits
 
 
+class TwoInputs(nn.Module):
+    """A picture, and what is known of it besides, which only the deeper exits look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(conv(a, b, 2) for a, b in ((3, 24), (24, 32), (32, 48)))
+        self.known = nn.Sequential(nn.Linear(6, 16), nn.ReLU())
+        self.heads = nn.ModuleList(nn.Sequential(*classifier(width)) for width in (24, 48, 64))
+
+    def forward(self, image: Tensor, known: Tensor) -> list[Tensor]:
+        logits = []
+        for depth, (block, exit) in enumerate(zip(self.blocks, self.heads, strict=True)):
+            image = block(image)
+            pooled = image.mean((2, 3))
+            logits.append(exit(torch.cat([pooled, self.known(known)], 1) if depth else pooled))
+        return logits
+
+
+class Tokens(nn.Module):
+    """Whole numbers through a table and masked attention; 0 is padding, and the exits skip it."""
+
+    def __init__(self, rows: int = 50, width: int = 48) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, width, padding_idx=0)
+        self.places = nn.Parameter(torch.randn(12, width) * 0.5)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, batch_first=True) for _ in range(3)
+        )
+        self.heads = nn.ModuleList(nn.Sequential(*classifier(width)) for _ in range(3))
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        padding = tokens == 0
+        there = (~padding).to(torch.float32)
+        share = (there / there.sum(1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+        mask = torch.zeros_like(there).masked_fill(padding, -1e9)[:, None, None]
+        mask = mask.expand(-1, 4, 12, 12).reshape(-1, 12, 12)  # One for each of the four heads.
+        x = self.table(tokens) + self.places
+        logits = []
+        for block, exit in zip(self.blocks, self.heads, strict=True):
+            x = block(x, src_mask=mask)
+            logits.append(exit((x * share).sum(1)))
+        return logits
+
+
+def pooled(name: str, layer: str, **args: Any) -> dict[str, Any]:
+    """An exit of that name at a layer: a linear classifier over what the layer gives, pooled."""
+    return {"name": name, "head": {"at": layer, "kind": "pool_linear", **HEAD, "args": args}}
+
+
+def convolved(name: str, layer: str) -> dict[str, Any]:
+    """As before, for a layer whose features are not deep enough for a linear classifier."""
+    args = {"channels": 32, "hidden": 64}
+    return {"name": name, "head": {"at": layer, "kind": "conv_pool_mlp", **HEAD, "args": args}}
+
+
+HEAD = {"untrained": True}
 PICTURE, CLIP, SPECTRUM, SEQUENCE = (3, 16, 16), (4, 16, 16), (40, 64), (16, 20)
+PHOTO = (3, 64, 64)
 
 STYLES = {
     "tap-before-activation": Style(TapBeforeActivation, PICTURE),
@@ -484,4 +556,41 @@ STYLES = {
     "audio-convolutions": Style(AudioConvolutions, SPECTRUM),
     "lstm-layers": Style(LSTMLayers, SEQUENCE),
     "gru-layers": Style(GRULayers, SEQUENCE),
+    "two-inputs": Style(TwoInputs, {"image": PICTURE, "known": (6,)}),
+    "tokens": Style(Tokens, (12,), rows=50),
+    "torchvision-resnet18": Style(
+        partial(from_torchvision, "resnet18"),
+        PHOTO,
+        (
+            convolved("exit1", "layer1"),
+            pooled("exit2", "layer2"),
+            pooled("exit3", "layer3"),
+            "final",
+        ),
+        needs="torchvision",
+    ),
+    "torchvision-mobilenet-v2": Style(
+        partial(from_torchvision, "mobilenet_v2"),
+        PHOTO,
+        (pooled("exit1", "features.6"), pooled("exit2", "features.13"), "final"),
+        needs="torchvision",
+    ),
+    "torchvision-efficientnet-b0": Style(
+        partial(from_torchvision, "efficientnet_b0"),
+        PHOTO,
+        (pooled("exit1", "features.3"), pooled("exit2", "features.5"), "final"),
+        needs="torchvision",
+    ),
+    "torchvision-efficientnet-b3": Style(
+        partial(from_torchvision, "efficientnet_b3"),
+        PHOTO,
+        (pooled("exit1", "features.3"), pooled("exit2", "features.5"), "final"),
+        needs="torchvision",
+    ),
+    "timm-vit-tiny": Style(
+        partial(from_timm, "vit_tiny_patch16_224", img_size=64),
+        PHOTO,
+        (pooled("exit1", "blocks.3", tokens="class"), pooled("exit2", "blocks.7"), "final"),
+        needs="timm",
+    ),
 }
