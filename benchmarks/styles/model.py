@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from data import Shapes, waves
-from published import CLASSES, from_timm, from_torchvision
+from published import CLASSES, efficientnet, from_timm, from_torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -576,13 +576,13 @@ STYLES = {
         needs="torchvision",
     ),
     "torchvision-efficientnet-b0": Style(
-        partial(from_torchvision, "efficientnet_b0"),
+        partial(efficientnet, "efficientnet_b0"),
         PHOTO,
         (pooled("exit1", "features.3"), pooled("exit2", "features.5"), "final"),
         needs="torchvision",
     ),
     "torchvision-efficientnet-b3": Style(
-        partial(from_torchvision, "efficientnet_b3"),
+        partial(efficientnet, "efficientnet_b3"),
         PHOTO,
         (pooled("exit1", "features.3"), pooled("exit2", "features.5"), "final"),
         needs="torchvision",

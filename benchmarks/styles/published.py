@@ -20,6 +20,23 @@ def from_torchvision(name: str, **arguments: Any) -> nn.Module:
     return net
 
 
+def efficientnet(name: str) -> nn.Module:
+    """An EfficientNet in which rounding does not grow, with random weights.
+
+    A strong sample opens random gates, and up to 26 in a row make its features, and their
+    rounding, a thousand times as large. So the gates move little; and no block is left out while
+    statistics are taken.
+    """
+    net = from_torchvision(name, stochastic_depth_prob=0.0)
+    from torchvision.ops import SqueezeExcitation
+
+    for module in net.modules():
+        if isinstance(module, SqueezeExcitation):
+            with torch.no_grad():
+                module.fc2.weight.mul_(0.1)
+    return net
+
+
 def from_timm(name: str, **arguments: Any) -> nn.Module:
     """The network of that name, with random weights. Raises ImportError where there is no timm."""
     _import_torchvision()  # timm does, too.

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import math
 import platform
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from edgekit.errors import BuildError, EdgekitError, describe_failure
 from edgekit.limits import LIMITS
 from edgekit.quiet import quiet
 from edgekit.recipe import Quantize
-from edgekit.stages import Part
+from edgekit.stages import Part, place_of
 from edgekit.target import Target
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -76,8 +77,7 @@ class OnnxRuntimeBackend:
                     verbose=False,
                 )
             except torch.onnx.OnnxExporterError as error:
-                reason = str(error.__cause__ or error).strip().partition("\n")[0]
-                raise BuildError(f"{part.name} has no ONNX form: {reason}") from error
+                raise BuildError(_no_form(part.name, error, target.opset)) from error
         assert exported is not None  # noqa: S101  (without a file name the exporter returns it)
         model = exported.model
         _free_names(model)
@@ -244,6 +244,26 @@ def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     shape = [one.dim_param or one.dim_value for one in tensor.shape.dim]
     return f"{value.name}: {onnx.TensorProto.DataType.Name(tensor.elem_type)} {shape}"
+
+
+def _no_form(name: str, error: Exception, opset: int) -> str:
+    """Words about a part that the exporter refused: the operator, and its place in the model."""
+    cause = error.__cause__ or error
+    # The exporter names a node of a graph of its own; that it worked on the node says more.
+    nodes = [
+        value
+        for frame, _ in traceback.walk_tb(cause.__traceback__)
+        for value in frame.f_locals.values()
+        if isinstance(value, fx.Node) and value.op == "call_function"
+    ]
+    if not nodes:
+        reason = str(cause).strip().partition("\n")[0]
+        return f"{name} has no ONNX form: {reason}"
+    operator = ".".join(str(nodes[-1].target).split(".")[:2])
+    return (
+        f"{name}: operator {operator}{place_of(nodes[-1])} has no form in ONNX opset {opset}; "
+        "compute the same with other operators of PyTorch, or end at an exit before it"
+    )
 
 
 @contextmanager

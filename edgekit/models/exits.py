@@ -504,7 +504,14 @@ def _why_silent(exits: Exits, place: ExitPlace, x: Tensors) -> str:
     assert place.hooked is not None  # noqa: S101  (asked by the caller)
     module = exits.model.get_submodule(place.hooked)
     parts = [f"{place.hooked}.{name}" for name, _ in module.named_modules() if name]
-    if ran := _running(exits, parts, x):
+    ran = _running(exits, parts, x)
+    if _forwards(exits, module, x):
+        others = f", or name one of its parts ({', '.join(ran[:3])})" if ran else ""
+        return (
+            ", though its forward does: .forward(x) passes hooks by; let the model call the module "
+            f"itself{others}"
+        )
+    if ran:
         return (
             f", though its parts do: it is called by another method than forward; name one of "
             f"those ({', '.join(ran[:3])})"
@@ -514,6 +521,26 @@ def _why_silent(exits: Exits, place: ExitPlace, x: Tensors) -> str:
     if _running(training, [place.hooked], x):
         return ", only in train(); give a method or arguments that run it in eval() too"
     return f", nor in train(): {exits.method} does not call it"
+
+
+def _forwards(exits: Exits, module: nn.Module, x: Tensors) -> bool:
+    """Whether the module's `forward` runs, whoever calls it."""
+    forward, ran = module.forward, []
+
+    def watching(*args: Any, **kwargs: Any) -> Any:
+        ran.append(True)
+        return forward(*args, **kwargs)
+
+    own = "forward" in vars(module)
+    module.forward = watching
+    try:
+        _walk(exits, x, ())
+    finally:
+        if own:
+            module.forward = forward
+        else:
+            del module.forward
+    return bool(ran)
 
 
 def _running(exits: Exits, modules: list[str], x: Tensors) -> list[str]:

@@ -6,13 +6,17 @@ of what it takes and gives; the pipeline checks both, and each artifact's own `p
 """
 
 import math
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import fx, nn
 
+import edgekit
 from edgekit.bundle.manifest import Exit, File, Policy, Segment, TensorSpec
 from edgekit.runtime.preprocess import by_name
 
@@ -28,6 +32,7 @@ __all__ = [
     "Step",
     "Tensors",
     "Tuned",
+    "place_of",
 ]
 
 Program = TypeVar("Program", fx.GraphModule, bytes)
@@ -36,6 +41,18 @@ Tensors: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 
 Step = Callable[[str], None]
 """Told what a stage works on just now, for the progress display."""
+
+_OWN = tuple(f"{Path(one).parent}{os.sep}" for one in (edgekit.__file__, torch.__file__))
+
+
+def place_of(node: fx.Node) -> str:
+    """Where in the user's code a node comes from, as words to put behind its name; or nothing.
+
+    The innermost line that is neither torch's nor ours.
+    """
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    theirs = [frame for frame in found if not frame[0].startswith(_OWN)]
+    return f" ({Path(theirs[-1][0]).name}, line {theirs[-1][1]})" if theirs else ""
 
 
 @dataclass(frozen=True)

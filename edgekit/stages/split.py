@@ -7,10 +7,8 @@ exits.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgekit.bundle.manifest import DTYPES, TensorSpec, boundaries
 from edgekit.errors import ModelError
 from edgekit.runtime.preprocess import by_name
-from edgekit.stages import Exported, Part, Segments, Stage, StageResult, Step
+from edgekit.stages import Exported, Part, Segments, Stage, StageResult, Step, place_of
 from edgekit.stages.crossing import Layout, fits, layouts, made_anew, symbol, turn
 
 __all__ = ["Split", "assign", "cut"]
@@ -331,8 +329,9 @@ def _size(
                     return made
     if any(isinstance(read.meta.get("val"), torch.Tensor) for read in node.all_input_nodes):
         raise ModelError(
-            f"a segment needs the size {expression} ({node.name}), and no tensor that reaches it "
-            "has that size; fix it in the model, or let it be computed from the batch"
+            f"a segment needs the size {expression}, {node.name}{place_of(node)}, and no tensor "
+            "that reaches it has that size; fix it in the model, or let it be computed from the "
+            "batch"
         )
     return graph.node_copy(node, copied)
 
@@ -350,18 +349,12 @@ def _spec(node: fx.Node, part: str, batch: object) -> TensorSpec:
     if dtype not in DTYPES or not batched or None in shape[1:]:
         sizes = ", ".join(str(size).replace(str(batch), "batch") for size in value.shape)
         raise ModelError(
-            f"{part}: tensor {node.name}{_place(node)} is {dtype} [{sizes}]; what crosses a cut "
+            f"{part}: tensor {node.name}{place_of(node)} is {dtype} [{sizes}]; what crosses a cut "
             "has one dimension that is the batch, or the batch times a number, and fixed sizes "
             "besides (of logits the batch comes first), and two samples differ in it; and it is "
             f"one of {', '.join(DTYPES)}: let the exit tap elsewhere"
         )
     return TensorSpec(dtype, tuple(shape))
-
-
-def _place(node: fx.Node) -> str:
-    """Where in the user's code a node comes from, as words to put behind its name."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})" if frames else ""
 
 
 def _free_nodes(graph: fx.Graph) -> set[fx.Node]:

@@ -275,9 +275,10 @@ class Called(nn.Module):
     [
         (lambda m, x: m.training and m.early(x), "only in train"),
         (lambda m, x: m.early.classify(x), r"another method than forward; .*\(early.linear\)"),
+        (lambda m, x: m.early.forward(x), r"its forward does: \.forward\(x\) passes hooks by; let"),
         (lambda m, x: None, "nor in train"),
     ],
-    ids=["train only", "by another method", "never"],
+    ids=["train only", "by another method", "past its hooks", "never"],
 )
 def test_a_module_that_never_runs_is_refused_with_the_reason(use, words):
     def forward(m, x):
@@ -289,6 +290,7 @@ def test_a_module_that_never_runs_is_refused_with_the_reason(use, words):
     with pytest.raises(ModelError, match=f"'early' never runs in eval.*{words}"):
         find(model, [{"name": "e", "module": "early"}, "final"])
     assert not model.training
+    assert "forward" not in vars(model.early), "something is left on the user's module"
 
 
 @pytest.mark.parametrize(

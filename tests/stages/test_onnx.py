@@ -84,15 +84,66 @@ def test_shape_arithmetic_is_folded_away(lowered, optimized):
     assert counts["whole"]["after"] < counts["whole"]["before"]
 
 
-def test_an_operator_without_an_onnx_form_is_refused_by_name():
-    class Odd(torch.nn.Module):
-        def forward(self, x):
-            sizes = x.flatten(1)
-            return sizes[:, :3].clone(), torch.special.spherical_bessel_j0(sizes)[:, :3]
+class Late(torch.nn.Module):
+    """Two exits; a test chooses what is computed behind the first."""
 
-    graphs = split(Odd(), 2, IMAGES)
-    with pytest.raises(BuildError, match=r"segment-2.*spherical_bessel_j0"):
+    def __init__(self, compute):
+        super().__init__()
+        self.compute = compute
+        self.head = torch.nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.head(x), self.head(self.compute(x) + x)
+
+
+torch.library.define("edgekit_tests::twice", "(Tensor x) -> Tensor")
+torch.library.impl("edgekit_tests::twice", "cpu", lambda x: 2 * x)
+torch.library.register_fake("edgekit_tests::twice", torch.empty_like)
+
+
+@pytest.mark.parametrize(
+    ("compute", "operator"),
+    [
+        (lambda x: torch.linalg.svd(x.view(-1, 4, 4))[1].sum(1, keepdim=True), "aten._linalg_svd"),
+        (torch.special.spherical_bessel_j0, "prims.spherical_bessel_j0"),
+        (torch.ops.edgekit_tests.twice, "edgekit_tests.twice"),
+        # What it is made of has none.
+        (lambda x: torch.isin(x, torch.arange(3.0)).float(), "aten.searchsorted"),
+    ],
+    ids=["linear algebra", "a special function", "a custom operator", "a part of an operator"],
+)
+def test_an_operator_without_an_onnx_form_is_refused_with_its_line(compute, operator):
+    graphs = split(Late(compute), 2, IMAGES)
+    line = Late.forward.__code__.co_firstlineno + 2
+    with pytest.raises(BuildError) as refused:
         Lower(OnnxRuntimeBackend(), load_target("host"), IMAGES)(graphs, silent)
+    words = f"segment-2: operator {operator} (test_onnx.py, line {line}) has no form in ONNX opset "
+    assert str(refused.value).startswith(words)
+    assert "compute the same with other operators" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_inner_value_never_has_the_name_of_an_output():
+    """The exporter takes an RNN apart and counts its matrix products with those of the model."""
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = torch.nn.RNN(4, 5, batch_first=True)
+            self.early, self.late = torch.nn.Linear(16, 3), torch.nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = x.squeeze(1)
+            return self.early(x.flatten(1)), self.late(self.rnn(x)[0].mean(1))
+
+    graphs = split(Recurrent(), 2, IMAGES)
+    lowered = Lower(OnnxRuntimeBackend(), load_target("host"), IMAGES)(graphs, silent).artifact
+    for part in lowered.parts():
+        graph = onnx.load_from_string(part.program).graph
+        made = [name for node in graph.node for name in node.output]
+        assert len(made) == len(set(made))
+        assert set(part.outputs) <= set(made)
 
 
 def test_an_opset_that_the_exporter_does_not_write_is_refused():
