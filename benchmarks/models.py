@@ -52,8 +52,8 @@ HEAD = """# Models
 Written by `make models` ({date}), on {cpu}, {cores} cores, {machine}; {engine},
 Python {python}. Each row is a network of `benchmarks/styles/model.py`, written in another style and
 built by recipe, with nothing changed in its code; those of torchvision and timm, on pictures of
-64x64, with heads that the recipe attaches to their layers. Weights are random, from a fixed seed, and so
-there are no accuracies; samples are waves of unlike strength under noise.
+64x64, with heads that the recipe attaches to their layers. Weights are random, from a fixed seed,
+and so there are no accuracies; samples are waves of unlike strength under noise.
 
 - A cut: the tensors that cross it, and their bytes for one sample in FP32.
 - Error: greatest difference of the FP32 chain's logits from PyTorch's, over the largest magnitude
