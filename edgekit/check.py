@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from edgekit.bundle.manifest import GIVEN, Policy
+from edgekit.data import Split
 from edgekit.errors import CheckError, DeviceError, ModelError
 from edgekit.models.exits import eager_logits, to_torch
 from edgekit.recipe import Check, Tolerance
@@ -36,6 +37,7 @@ __all__ = [
     "Runner",
     "chain_of",
     "demand_range",
+    "ends_logits",
     "even_policy",
     "model_logits",
     "never",
@@ -114,12 +116,34 @@ def demand_range(network: Network, inputs: Inputs, sample: Sample) -> None:
     for place, one in enumerate(inputs):
         for end in one.range or ():
             arrays = arrays_of(sample, inputs)
-            arrays[place] = np.full(one.shape, end, one.dtype)
+            arrays[place] = np.full_like(arrays[place], end)
             try:
                 eager_logits(network.module, stack([sample_of(arrays, inputs)] * 2))
             except ModelError as error:
                 key = f"inputs.{one.name}" if len(inputs) > 1 else "input"
                 raise ModelError(f"{key}.range goes to {end}, and there {error}") from None
+
+
+def ends_logits(network: Network, inputs: Inputs, ends: Split) -> list[Array]:
+    """As `model_logits`, of the samples `ends` of the least and the greatest sizes.
+
+    Raises ModelError where the model fails on one, with its shape.
+    """
+    found = []
+    for batch in ends.batches(inputs):
+        shapes = ", ".join(
+            (f"inputs.{one.name}" if len(inputs) > 1 else "input")
+            + f".shape {list(array.shape[1:])}"
+            for one, array in zip(inputs, arrays_of(batch, inputs), strict=True)
+        )
+        try:
+            found.append(model_logits(network, iter([batch])))
+        except ModelError as error:
+            raise ModelError(
+                f"{shapes} is among the recipe's ranges, and there {error}; raise the least size, "
+                "or give one number in place of a range"
+            ) from None
+    return [np.concatenate(one) for one in zip(*found, strict=True)]
 
 
 def even_policy(policy: Policy, logits: Sequence[Array], given: Sequence[Array] = ()) -> Policy:
@@ -324,21 +348,30 @@ class Reference:
         Their logits, and confidences. Over a few samples, together and the first one alone, as a
         device runs them. Infinite where the engine refuses, or where a NaN comes out.
         """
-        few = unstack(next(self.batches()))[:_FEW]
         worst = 0.0
         for parts in segments.chains().values():
             if name not in [part.name for part in parts]:
                 continue
             try:
                 run = make(parts)
-                for batch in (few, few[:1]):
-                    values = run(stack(batch))
-                    for what, exit, tensor in _places(parts):
-                        theirs = self._of(what, exit)[: len(batch)]
-                        worst = max(worst, differences(values[tensor], theirs)[1])
+                for start, few in self._few():
+                    for batch in (few, few[:1]):
+                        values = run(stack(batch))
+                        for what, exit, tensor in _places(parts):
+                            theirs = self._of(what, exit)[start : start + len(batch)]
+                            worst = max(worst, differences(values[tensor], theirs)[1])
             except DeviceError:
                 return float("inf")
         return worst
+
+    def _few(self) -> Iterator[tuple[int, list[Sample]]]:
+        """The first few samples, those of one shape together, and how many came before them."""
+        start = 0
+        for batch in self.batches():
+            yield start, unstack(batch)[: _FEW - start]
+            start += len(unstack(batch))
+            if start >= _FEW:
+                return
 
     def _refuse_disagreement(self, found: Agreement) -> None:
         for what, share, least in (

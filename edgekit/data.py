@@ -13,9 +13,9 @@ from edgekit.errors import InputError, RecipeError
 from edgekit.models.load import call_factory
 from edgekit.recipe import Recipe, Source
 from edgekit.runtime import preprocess
-from edgekit.runtime.preprocess import Inputs, Sample
+from edgekit.runtime.preprocess import Inputs, Sample, Samples
 
-__all__ = ["Split", "check_disjoint", "first_of", "load_splits"]
+__all__ = ["Split", "check_disjoint", "ends_of", "first_of", "load_splits"]
 
 Array = npt.NDArray[Any]
 
@@ -56,13 +56,20 @@ class Split:
     def batches(
         self, inputs: Inputs, *, most: int | None = None, size: int = 32
     ) -> Iterator[Sample]:
-        """The first `most` samples (all if None) as tensors `[up to size, *shape]`.
+        """The first `most` samples (all if None), in order, as tensors `[up to size, *shape]`.
 
-        Made as they are asked for: a split need not fit into memory.
+        A batch has one shape, so it ends where the next sample has another one. Made as they are
+        asked for: a split need not fit into memory.
         """
-        rows = range(len(self))[:most]
-        for start in range(0, len(rows), size):
-            yield preprocess.stack([self.tensor(i, inputs) for i in rows[start : start + size]])
+        batch: list[Sample] = []
+        for row in range(len(self))[:most]:
+            one = self.tensor(row, inputs)
+            if batch and (len(batch) == size or _shapes(one, inputs) != _shapes(batch[0], inputs)):
+                yield preprocess.stack(batch)
+                batch = []
+            batch.append(one)
+        if batch:
+            yield preprocess.stack(batch)
 
     def subset(self, most: int) -> "Split":
         """At most so many samples, evenly spaced: sorted data keeps all its classes."""
@@ -70,7 +77,7 @@ class Split:
         labels = None if self.labels is None else self.labels[rows]
         return Split(self.name, [self.raw[row] for row in rows], labels)
 
-    def carried(self, inputs: Inputs) -> Sample:
+    def carried(self, inputs: Inputs) -> Samples:
         """All samples in the form that a bundle carries: pixels of an image, else tensors."""
         first = preprocess.arrays_of(self.sample(0), inputs)
         images = [
@@ -87,7 +94,8 @@ class Split:
                 for one, array, image in zip(inputs, raw, images, strict=True)
             ]
             carried.append(preprocess.sample_of(arrays, inputs))
-        return preprocess.stack(carried)
+        vary = any(one.varying for one in inputs)
+        return carried if vary else preprocess.stack(carried)
 
 
 def load_splits(recipe: Recipe) -> dict[str, Split]:
@@ -121,8 +129,10 @@ def check_disjoint(splits: dict[str, Split], inputs: Inputs) -> str:
     owner: dict[bytes, tuple[str, int]] = {}
     for name, split in splits.items():
         for index in range(len(split)):
-            arrays = preprocess.arrays_of(split.tensor(index, inputs), inputs)
-            key = hashlib.sha256(b"".join(one.tobytes() for one in arrays)).digest()
+            tensor = split.tensor(index, inputs)
+            arrays = preprocess.arrays_of(tensor, inputs)
+            shapes = str(_shapes(tensor, inputs)).encode()
+            key = hashlib.sha256(b"".join([shapes, *(one.tobytes() for one in arrays)])).digest()
             whole.update(key)
             first = owner.setdefault(key, (name, index))
             if first[0] != name:
@@ -132,6 +142,33 @@ def check_disjoint(splits: dict[str, Split], inputs: Inputs) -> str:
                 )
         whole.update(name.encode() if split.labels is None else split.labels.tobytes())
     return whole.hexdigest()
+
+
+def ends_of(split: Split, inputs: Inputs) -> Split | None:
+    """Samples of the least and the greatest sizes, made of the split's; None where none varies.
+
+    Two of each: all axes at their least, all at their greatest, and each by itself at its greatest,
+    which tells height from width. They are cut off, or repeated, from the split's first two.
+    """
+    axes = [(index, place) for index, one in enumerate(inputs) for place in one.varying]
+    if not axes:
+        return None
+    each = [[axis] for axis in axes] if len(axes) > 1 else []
+    made = []
+    for high in ([], *each, axes):
+        shapes = [list(one.least) for one in inputs]
+        for index, place in high:
+            shapes[index][place] = inputs[index].greatest[place]
+        for row in range(2):
+            arrays = preprocess.arrays_of(split.tensor(row % len(split), inputs), inputs)
+            pairs = zip(arrays, shapes, strict=True)
+            fitted = [preprocess.fitted(array, tuple(shape)) for array, shape in pairs]
+            made.append(preprocess.sample_of(fitted, inputs))
+    return Split("ends", made, None)
+
+
+def _shapes(sample: Sample, inputs: Inputs) -> list[tuple[int, ...]]:
+    return [one.shape for one in preprocess.arrays_of(sample, inputs)]
 
 
 def _load(name: str, source: Source, recipe: Recipe) -> Split:

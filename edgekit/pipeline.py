@@ -23,12 +23,13 @@ from edgekit.check import (
     Reference,
     chain_of,
     demand_range,
+    ends_logits,
     even_policy,
     model_logits,
     never,
     runner_for,
 )
-from edgekit.data import Split, check_disjoint, first_of, load_splits
+from edgekit.data import Split, check_disjoint, ends_of, first_of, load_splits
 from edgekit.errors import EdgekitError
 from edgekit.models.exits import find_exits, to_torch
 from edgekit.models.load import load_model, set_up, user_code
@@ -37,7 +38,7 @@ from edgekit.plan import KEPT, STAGES, Built, Plan, restore
 from edgekit.recipe import Recipe, Tolerance
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.device import describe, threads_here
-from edgekit.runtime.preprocess import Sample, stack
+from edgekit.runtime.preprocess import Sample, enlarged, stack
 from edgekit.runtime.verify import verify_golden
 from edgekit.stages import Artifact, Exported, Network, Segments, Stage, Step, Tensors, Tuned
 from edgekit.stages.build import Build
@@ -137,7 +138,8 @@ class _Run:
     """One build under way: runs stages, holds each result against the model, keeps the record.
 
     `answers` are the model's logits per exit, then the confidences that exits give, by split: of
-    the samples of the tuning split that the stages are checked on, and of the whole test split.
+    the samples of the tuning split that the stages are checked on, and of the whole test split;
+    where sizes vary also of `ends`, samples of the least and the greatest.
     """
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
@@ -148,6 +150,7 @@ class _Run:
         self.backend = backend_for(plan.target.engine)
         self.inputs = plan.recipe.manifest_inputs({})
         self.splits: dict[str, Split] = {}
+        self.ends: Split | None = None
         self.answers: dict[str, list[Array]] = {}
         self.policy: Policy | None = None
         self.exported: Exported | None = None
@@ -177,11 +180,14 @@ class _Run:
             checked, accepted = self._checked(), self._accepted()
             # torch.export fixes a batch of one, so a single sample stands twice.
             pair = [checked.tensor(row % len(checked), self.inputs) for row in range(2)]
-            self.sample = to_torch(stack(pair))
+            self.sample = to_torch(stack([enlarged(one, self.inputs) for one in pair]))
             module = find_exits(self.recipe, model, self.sample)
-            network = Network(module, self.recipe.exits, self.sample, module.confident)
+            axes = {one.name: one.shape for one in self.inputs}
+            network = Network(module, self.recipe.exits, self.sample, module.confident, axes)
             demand_range(network, self.inputs, pair[0])
             step("reference")
+            if self.ends is not None:
+                self.answers["ends"] = ends_logits(network, self.inputs, self.ends)
             tuned = self.recipe.policy.tune is not None
             rows = {
                 checked.name: None if tuned else self.recipe.check.samples,
@@ -271,8 +277,8 @@ class _Run:
             golden = verify_golden(bundle, chain)
             step("test split")
             split = self._accepted()
-            reference = self._reference("verify", split, None)
-            self.checks.append(reference.accept("verify", chain))
+            self.checks.append(self._reference("verify", split, None).accept("verify", chain))
+            reference = self._reference("verify", split, None, ends=False)
             if split.labels is not None:
                 notes["pytorch_accuracy"] = reference.accuracies(split.labels)
             notes["exit_rates"] = reference.exit_rates()
@@ -295,6 +301,7 @@ class _Run:
         set_up(self.recipe)  # Data and model may come out of one file.
         self.splits = load_splits(self.recipe)
         self._data = check_disjoint(self.splits, self.inputs)
+        self.ends = ends_of(self._checked(), self.inputs)
 
     def _parted(self, answers: list[Array]) -> tuple[list[Array], list[Array]]:
         """What the model gave: logits per exit, and the confidences of the first exits."""
@@ -319,13 +326,23 @@ class _Run:
         """The split that the finished bundle is checked on."""
         return first_of(self.splits, "test", "tuning", "calibration")
 
-    def _reference(self, stage: str, split: Split, most: int | None) -> Reference:
-        """The model's answers on a split, or the first of its samples."""
+    def _reference(
+        self, stage: str, split: Split, most: int | None, *, ends: bool = True
+    ) -> Reference:
+        """The model's answers on `ends`, and on a split or the first of its samples."""
         answers = [one[:most] for one in self.answers[split.name]]
+        rows = len(answers[0])
         policy = self.policy or even_policy(self.recipe.manifest_policy(()), *self._parted(answers))
+        before = self.ends if ends else None
+        if before is not None:
+            answers = [
+                np.concatenate(pair) for pair in zip(self.answers["ends"], answers, strict=True)
+            ]
 
         def batches() -> Iterator[Sample]:
-            return split.batches(self.inputs, most=len(answers[0]))
+            if before is not None:
+                yield from before.batches(self.inputs)
+            yield from split.batches(self.inputs, most=rows)
 
         return Reference(
             self.recipe.exits,

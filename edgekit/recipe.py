@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     JsonValue,
     PrivateAttr,
@@ -42,6 +43,21 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 Size = Annotated[int, Field(gt=0)]
+
+
+def _axis(value: Any) -> Any:
+    """One refusal of what is no axis, where a union would give one for each of its kinds."""
+    numbers = value if isinstance(value, list | tuple) and len(value) in {2, 3} else [value]
+    if not all(type(one) is int and one > 0 for one in numbers):
+        raise ValueError(
+            f"{value!r:.60} is no size: a whole number above 0, or [least, most], or "
+            "[least, most, step]"
+        )
+    return value
+
+
+Axis = Annotated[int | tuple[int, int] | tuple[int, int, int], BeforeValidator(_axis)]
+"""A size, or the least and the greatest and, where not every one between will do, a step."""
 
 
 class Model(Strict):
@@ -180,12 +196,41 @@ class Image(Strict):
 class Input(Strict):
     """What the network takes: a tensor, a batch in front of `shape`."""
 
-    shape: tuple[Size, ...] = Field(min_length=1, max_length=7)
+    shape: tuple[Axis, ...] = Field(min_length=1, max_length=7)
+    """Sizes, and ranges where they vary: the least and the greatest, and a step if there is one."""
     dtype: Literal["float32", "int32", "int64"] = "float32"
     range: tuple[int, int] | None = None
     """The least and the greatest whole number that the network takes; for integers alone."""
     image: Image | None = None
     """Left out: samples are tensors already."""
+
+    @property
+    def axes(self) -> tuple[manifest.Axis, ...]:
+        """The shape as the manifest states it."""
+        return tuple(
+            axis if isinstance(axis, int) else (*axis, 1)[:3]
+            for axis in self.shape
+        )
+
+    @field_validator("shape")
+    @classmethod
+    def _ranges_have_ends(cls, shape: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        for place, axis in enumerate(shape):
+            if isinstance(axis, int):
+                continue
+            least, most, step = (*axis, 1)[:3]
+            if least >= most:
+                raise ValueError(
+                    f"axis {place} runs from {least} to {most}; give the least and the greatest "
+                    "size, or one number for a fixed size"
+                )
+            if least % step or most % step:
+                ends = [-(-least // step) * step, most // step * step, step]
+                raise ValueError(
+                    f"axis {place} goes by {step}, and {least} or {most} is no multiple of that; "
+                    f"nearest is {ends}"
+                )
+        return shape
 
     @model_validator(mode="after")
     def _integers_have_a_range(self) -> "Input":
@@ -216,6 +261,12 @@ class Input(Strict):
             raise ValueError(f"image.mean and image.std need {channels} numbers each")
         if 0 in self.image.std:
             raise ValueError("image.std holds a zero")
+        for step, sizes in (("resize", self.image.resize), ("crop", self.image.crop)):
+            if isinstance(sizes, tuple) and not all(isinstance(axis, int) for axis in self.shape):
+                raise ValueError(
+                    f"image.{step} gives every picture one size, {list(sizes)}, and shape has a "
+                    "range: leave one of them out"
+                )
         return self
 
 
@@ -492,7 +543,7 @@ class Recipe(Strict):
         for name, one in (self.inputs or only).items():
             image = manifest.Image(**one.image.model_dump()) if one.image else None
             found.append(
-                manifest.Input(tensors.get(name, ""), one.dtype, one.shape, image, one.range, name)
+                manifest.Input(tensors.get(name, ""), one.dtype, one.axes, image, one.range, name)
             )
         return tuple(found)
 

@@ -115,10 +115,17 @@ class Backend(Protocol):
         how the part's inputs cross where not as float32. Raises BuildError that names the part.
         """
 
-    def integer_work(self, before: Part[bytes], after: Part[bytes], target: Target) -> IntegerWork:
+    def integer_work(
+        self,
+        before: Part[bytes],
+        after: Part[bytes],
+        target: Target,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> IntegerWork:
         """What the engine does on integers of `after`, which `before` is come to.
 
         Read from the graph that the engine executes on the target, after its own optimizations.
+        `shapes` has the tensors' shapes for one sample, without the batch.
         """
 
     def node_count(self, part: Part[bytes]) -> int:

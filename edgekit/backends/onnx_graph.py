@@ -1,12 +1,13 @@
 """What ONNX graphs cost: multiply-accumulates by operator, the heads, and what an engine executes.
 
-Shapes are not inferred but observed: a graph is run once on zeros, batch 1. onnx knows nothing of
+Shapes are not inferred but observed: a graph is run once on zeros, batch 1, at the greatest size
+where sizes vary. onnx knows nothing of
 the operators that ONNX Runtime makes (`com.microsoft` and its layouts), and those are what counts.
 """
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,12 @@ def _array(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
-def executed(program: bytes, *, signed: bool) -> onnx.ModelProto:
+def executed(
+    program: bytes, shapes: Mapping[str, tuple[int, ...]], *, signed: bool
+) -> onnx.ModelProto:
     """The graph that ONNX Runtime executes for one sample, after all of its optimizations.
 
+    `shapes` has those of the graph's inputs and outputs, without the batch.
     `signed` says that the processor has kernels for signed activations, as an aarch64 has, and an
     x86 has not.
     """
@@ -161,15 +165,18 @@ def executed(program: bytes, *, signed: bool) -> onnx.ModelProto:
         options.optimized_model_filepath = str(path)
         # ONNX Runtime asks the processor; a session that is set so decides as on the other one.
         options.add_session_config_entry("session.qdqisint8allowed", str(int(signed)))
-        _session(_one_sample(onnx.load_from_string(program)), options)
+        _session(_one_sample(onnx.load_from_string(program), shapes), options)
         return with_names(onnx.load(path))
 
 
-def costs(model: onnx.ModelProto) -> list[Cost]:
-    """What every operator that multiplies costs for one sample, in the graph's order."""
+def costs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list[Cost]:
+    """What every operator that multiplies costs for one sample, in the graph's order.
+
+    `shapes` as for `executed`.
+    """
     found = [node for node in model.graph.node if node.op_type in _WEIGHT_INPUT]
-    shapes = _shapes(model, found)
-    return [Cost(node.name, node.op_type, _macs(node, shapes)) for node in found]
+    inner = _shapes(model, found, shapes)
+    return [Cost(node.name, node.op_type, _macs(node, inner)) for node in found]
 
 
 def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
@@ -194,7 +201,9 @@ def _measured(node: onnx.NodeProto) -> list[str]:
     return [node.input[0], node.input[_WEIGHT_INPUT[node.op_type]], node.output[0]]
 
 
-def _shapes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], given: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
     """The shapes of what these nodes multiply and give, for one sample."""
     shapes = {one.name: tuple(one.dims) for one in model.graph.initializer}
     wanted = dict.fromkeys(name for node in nodes for name in _measured(node) if name not in shapes)
@@ -202,7 +211,7 @@ def _shapes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str, tu
         return shapes
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
-    _one_sample(observed)
+    _one_sample(observed, given)
     del observed.graph.output[:]
     observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     options = _options()
@@ -219,12 +228,13 @@ def _shapes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str, tu
     return shapes | {name: value.shape for name, value in zip(wanted, values, strict=True)}
 
 
-def _one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, changed in place so that its batch is one."""
+def _one_sample(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """The model, changed in place so that its batch is one and its sizes are these."""
     for one in (*model.graph.input, *model.graph.output):
-        for size in one.type.tensor_type.shape.dim:
+        sizes = (1, *shapes.get(one.name, ()))
+        for place, size in enumerate(one.type.tensor_type.shape.dim):
             if not size.HasField("dim_value"):
-                size.dim_value = 1
+                size.dim_value = sizes[place] if place < len(sizes) else 1
     return model
 
 

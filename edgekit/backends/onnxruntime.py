@@ -63,6 +63,11 @@ class OnnxRuntimeBackend:
     ) -> bytes:
         """See `Backend.lower`."""
         batch = torch.export.Dim("batch")
+        # Sizes that vary are bound to one another by the network; the exporter finds out how.
+        free = [
+            {0: batch} | dict.fromkeys(_varying(node), torch.export.Dim.DYNAMIC)
+            for node in part.program.graph.find_nodes(op="placeholder")
+        ]
         with quiet("torch.onnx", "onnxscript"), _operators_read_once():
             try:
                 exported = torch.onnx.export(
@@ -73,7 +78,7 @@ class OnnxRuntimeBackend:
                     opset_version=target.opset,
                     input_names=part.inputs,
                     output_names=part.outputs,
-                    dynamic_shapes=[{0: batch}] * len(examples),
+                    dynamic_shapes=free,
                     verbose=False,
                 )
             except torch.onnx.OnnxExporterError as error:
@@ -138,15 +143,21 @@ class OnnxRuntimeBackend:
         _forget_origins(result)
         return Quantized(_bytes(result, part.name), leaving)
 
-    def integer_work(self, before: Part[bytes], after: Part[bytes], target: Target) -> IntegerWork:
+    def integer_work(
+        self,
+        before: Part[bytes],
+        after: Part[bytes],
+        target: Target,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> IntegerWork:
         """See `Backend.integer_work`."""
         original = with_names(onnx.load_from_string(before.program))
         heads = head_nodes(original, before.looked_at)
-        macs = sum(one.macs for one in costs(original) if one.node not in heads)
+        macs = sum(one.macs for one in costs(original, shapes) if one.node not in heads)
         machine = target.machine or platform.machine()
-        final = executed(after.program, signed=machine in {"aarch64", "arm64"})
+        final = executed(after.program, shapes, signed=machine in {"aarch64", "arm64"})
         heads = head_nodes(final, after.looked_at)
-        done = costs(final)
+        done = costs(final, shapes)
         floats = [one for one in done if not one.integer and one.node not in heads]
         floats.sort(key=lambda one: one.macs, reverse=True)
         return IntegerWork(
@@ -162,6 +173,12 @@ class OnnxRuntimeBackend:
     def node_count(self, part: Part[bytes]) -> int:
         """See `Backend.node_count`."""
         return len(onnx.load_from_string(part.program).graph.node)
+
+
+def _varying(node: fx.Node) -> list[int]:
+    """The dimensions of a tensor behind the batch whose size varies."""
+    shape = node.meta["val"].shape
+    return [dim for dim, size in enumerate(shape) if dim and not isinstance(size, int)]
 
 
 def _fold(model: onnx.ModelProto) -> ir.Model:

@@ -31,6 +31,7 @@ __all__ = [
     "GIVEN",
     "MANIFEST_NAME",
     "ONLY_INPUT",
+    "Axis",
     "Baselines",
     "Exit",
     "File",
@@ -46,6 +47,7 @@ __all__ = [
     "TensorSpec",
     "TestData",
     "Variant",
+    "axis_text",
     "boundaries",
     "canonical_json",
     "check_path",
@@ -106,15 +108,19 @@ class File:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor between segments. A `None` in `shape` is the batch, and stands first."""
+    """One tensor between segments.
+
+    A `None` in `shape` is the batch, and stands first; others are sizes that vary with the input's.
+    """
 
     dtype: str
     shape: tuple[int | None, ...]
 
     @property
-    def bytes_per_sample(self) -> int:
-        """Bytes that one sample takes."""
-        return math.prod(self.shape[1:]) * DTYPES[self.dtype]  # type: ignore[arg-type]
+    def bytes_per_sample(self) -> int | None:
+        """Bytes that one sample takes; None where that varies."""
+        sizes = [size for size in self.shape[1:] if size is not None]
+        return math.prod(sizes) * DTYPES[self.dtype] if len(sizes) + 1 == len(self.shape) else None
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,10 @@ class Image:
     std: tuple[float, ...]
 
 
+Axis = int | tuple[int, int, int]
+"""A size, or the least and the greatest one and the step between those that are taken."""
+
+
 @dataclass(frozen=True)
 class Input:
     """An input of the network: the tensor's name, dtype and shape without the batch.
@@ -266,10 +276,47 @@ class Input:
 
     tensor: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Axis, ...]
     image: Image | None
     range: tuple[int, int] | None = None
     name: str = ONLY_INPUT
+
+    @property
+    def varying(self) -> tuple[int, ...]:
+        """The places in `shape` whose size varies."""
+        return tuple(place for place, axis in enumerate(self.shape) if isinstance(axis, tuple))
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """The shape of the smallest sample."""
+        return tuple(axis[0] if isinstance(axis, tuple) else axis for axis in self.shape)
+
+    @property
+    def greatest(self) -> tuple[int, ...]:
+        """The shape of the largest sample."""
+        return tuple(axis[1] if isinstance(axis, tuple) else axis for axis in self.shape)
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The input as a tensor of the chain."""
+        sizes = (None if isinstance(axis, tuple) else axis for axis in self.shape)
+        return TensorSpec(self.dtype, (None, *sizes))
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether a sample may have this shape."""
+        return shape == self.shape or (
+            len(shape) == len(self.shape)
+            and all(
+                axis[0] <= size <= axis[1] and size % axis[2] == 0
+                if isinstance(axis, tuple)
+                else size == axis
+                for size, axis in zip(shape, self.shape, strict=True)
+            )
+        )
+
+    def shape_text(self) -> str:
+        """The shape in words: `[3, 64..128 by 32, 64]`."""
+        return f"[{', '.join(axis_text(axis) for axis in self.shape)}]"
 
 
 @dataclass(frozen=True)
@@ -335,6 +382,7 @@ class TestData:
     """The test split as paths of arrays.
 
     `inputs` has, by each input's name, `[samples, ...]`: pixels where it is an image, else tensors.
+    Where sizes vary it is an `.npz` file of an array per sample, named `0` and on.
     `labels` is int64 `[samples]`, or absent.
     """
 
@@ -379,6 +427,14 @@ class Manifest:
                 return variant
         known = ", ".join(variant.name for variant in self.variants)
         raise BundleError(f"the bundle has no variant {name!r}; it has {known}")
+
+
+def axis_text(axis: Axis) -> str:
+    """An axis in words: `64`, `64..128`, or `64..128 by 32`."""
+    if isinstance(axis, int):
+        return str(axis)
+    least, most, step = axis
+    return f"{least}..{most}" + (f" by {step}" if step > 1 else "")
 
 
 def boundaries(sources: Sequence[str], parts: Sequence[Part]) -> list[list[str]]:
@@ -520,6 +576,14 @@ def _check_files(manifest: Manifest) -> None:
 
 
 def _check_input(network_input: Input) -> None:
+    for axis in network_input.shape:
+        least, most, step = axis if isinstance(axis, tuple) else (0, axis, 1)
+        if not (step > 0 and least < most and least % step == most % step == 0) or (
+            isinstance(axis, tuple) and least < 1
+        ):
+            raise BundleError(
+                f"{MANIFEST_NAME}: an input of shape {network_input.shape_text()}; rebuild it"
+            )
     image, span = network_input.image, network_input.range
     # Without a range an index beyond its table would reach an engine.
     if network_input.dtype not in INPUT_DTYPES or (
@@ -553,13 +617,14 @@ def _sizes(image: Image) -> tuple[int, ...]:
 
 def _check_variant(manifest: Manifest, variant: Variant) -> None:
     where = f"{MANIFEST_NAME}: variant {variant.name!r}"
+    vary = any(source.varying for source in manifest.inputs)
     for name, spec in variant.tensors.items():
         plain = spec.dtype in DTYPES and 1 <= len(spec.shape) <= LIMITS.tensor_rank
-        sizes = [size or 0 for size in spec.shape[1:]]
+        sizes = [int(vary) if size is None else size for size in spec.shape[1:]]
         if not plain or spec.shape[0] is not None or min(sizes, default=1) < 1:
             raise BundleError(f"{where}: tensor {name!r} is {spec.dtype} {list(spec.shape)}")
     for source in manifest.inputs:
-        if variant.tensors.get(source.tensor) != TensorSpec(source.dtype, (None, *source.shape)):
+        if variant.tensors.get(source.tensor) != source.spec:
             raise BundleError(f"{where}: no tensor {source.tensor!r} like the input")
     if manifest.golden.logits.keys() != set(variant.exits):
         raise BundleError(f"{where}: golden logits are not of its exits; rebuild it")

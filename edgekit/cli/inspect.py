@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekit.bundle.manifest import Manifest, Variant
+from edgekit.bundle.manifest import Manifest, Variant, axis_text
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.build import SetOption, resolve
 from edgekit.cli.output import JsonOption, StageProgress, Terminal, print_segments
@@ -59,7 +59,7 @@ def _print_bundle(terminal: Terminal, manifest: Manifest) -> None:
     terminal.line(f"{manifest.name} for {target.name}, {manifest.bundle_id[:12]}")
     terminal.line(f"  engine    {target.engine}, {target.precision}, threads: {target.threads}")
     for source in manifest.inputs:
-        size = "x".join(str(one) for one in source.shape)
+        size = "x".join(axis_text(one) for one in source.shape)
         name = f"{source.name}: " if len(manifest.inputs) > 1 else ""
         more = " from images" if source.image else ""
         if source.range is not None:

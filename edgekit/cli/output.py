@@ -78,8 +78,9 @@ def print_segments(terminal: "Terminal", variant: Variant, sources: Sequence[str
 
 
 def _tensor_text(spec: TensorSpec) -> str:
-    shape = "x".join(str(size) for size in spec.shape[1:])
-    return f"{shape} {spec.dtype} ({bytes_text(spec.bytes_per_sample)})"
+    shape = "x".join("?" if size is None else str(size) for size in spec.shape[1:])
+    size_bytes = spec.bytes_per_sample
+    return f"{shape} {spec.dtype}" + ("" if size_bytes is None else f" ({bytes_text(size_bytes)})")
 
 
 _UNWRAPPED = 1000

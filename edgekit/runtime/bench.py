@@ -20,12 +20,12 @@ from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
 from edgekit.runtime import preprocess
-from edgekit.runtime.chain import Chain, ChainSpec, Prediction
+from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Prediction, Shapes
 from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
-from edgekit.runtime.preprocess import Sample
-from edgekit.runtime.verify import load_array
+from edgekit.runtime.preprocess import Sample, Samples
+from edgekit.runtime.verify import load_array, load_arrays
 
 __all__ = ["bench", "latency_summary", "load_test_data", "verdict"]
 
@@ -91,7 +91,7 @@ class _Segments:
 
 def bench(
     bundle: Bundle,
-    inputs: Sample,
+    inputs: Samples,
     labels: Array | None,
     *,
     threads: int | None = None,
@@ -102,11 +102,11 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the bundle's chain, its `plain` and `whole` networks and the chains of `beside`.
 
-    `inputs` are prepared tensors `[samples, *shape]`, by name where there are several; `labels`
-    int64 `[samples]` or None. Each sample is measured `rounds` times. The chain is measured under
-    `policy`, which is the bundle's own by default. Returns the report as plain data;
-    `docs/reference.md` lists its keys. Raises DeviceError where an engine fails, InputError where
-    the samples do not fit.
+    `inputs` are prepared tensors `[samples, *shape]`, by name where there are several, or where
+    sizes vary a list of them sample by sample; `labels` is int64 `[samples]` or None. Each sample
+    is measured `rounds` times. The chain is measured under `policy`, which is the bundle's own by
+    default. Returns the report as plain data; `docs/reference.md` lists its keys. Raises
+    DeviceError where an engine fails, InputError where the samples do not fit.
     """
     manifest = bundle.manifest
     threads = threads or threads_here(manifest.target.threads)
@@ -206,30 +206,44 @@ def bench(
     return report
 
 
-def load_test_data(bundle: Bundle) -> tuple[Sample, Array | None] | None:
-    """The test split that the bundle carries, as (tensors, labels); None if it carries none."""
+def load_test_data(bundle: Bundle) -> tuple[Samples, Array | None] | None:
+    """The test split that the bundle carries, as (tensors, labels); None if it carries none.
+
+    Where sizes vary, the tensors are a list, sample by sample.
+    """
     data = bundle.manifest.test_data
     if data is None:
         return None
     labels = load_array(bundle, data.labels) if data.labels else None
-    return to_tensors(
-        bundle, {x: load_array(bundle, path) for x, path in data.inputs.items()}
-    ), labels
+    columns = {x: _carried(bundle, path) for x, path in data.inputs.items()}
+    if all(isinstance(one, np.ndarray) for one in columns.values()):
+        return to_tensors(bundle, columns), labels
+    rows = zip(*columns.values(), strict=True)
+    return to_tensors(bundle, [dict(zip(columns, row, strict=True)) for row in rows]), labels
 
 
-def to_tensors(bundle: Bundle, samples: Sample) -> Sample:
-    """Samples `[samples, ...]`, pixels or tensors, as the network takes them.
+def _carried(bundle: Bundle, path: str) -> Any:
+    """An input's samples in the bundle: an array, or a list of them where sizes vary."""
+    return load_arrays(bundle, path) if path.endswith(".npz") else load_array(bundle, path)
+
+
+def to_tensors(bundle: Bundle, samples: Samples) -> Samples:
+    """Samples `[samples, ...]` or one by one, pixels or tensors, as the network takes them.
 
     Raises InputError where they do not fit.
     """
     inputs = bundle.manifest.inputs
+    if isinstance(samples, Sequence):
+        if not samples:
+            raise InputError("there are no samples to measure with")
+        prepared = [preprocess.prepare(one, inputs) for one in samples]
+        return prepared if any(one.varying for one in inputs) else preprocess.stack(prepared)
     arrays = preprocess.arrays_of(samples, inputs)
     if any(one.ndim == 0 or not len(one) for one in arrays):
         raise InputError("there are no samples to measure with")
     if len({len(one) for one in arrays}) > 1:
         raise InputError(f"every input needs as many samples; found {[len(x) for x in arrays]}")
-    rows = preprocess.unstack(preprocess.sample_of(arrays, inputs))
-    return preprocess.stack([preprocess.prepare(one, inputs) for one in rows])
+    return to_tensors(bundle, preprocess.unstack(preprocess.sample_of(arrays, inputs)))
 
 
 def latency_summary(latency_ns: npt.NDArray[np.int64]) -> dict[str, float | None]:
@@ -318,8 +332,9 @@ def _measure(
     in_chain: list[tuple[float, ...]] = []
     names = [*contenders, _BARE, _IN_CHAIN]
     # Bound once: copying the sample in just before would warm the caches for the bare run alone.
-    # What they compute on is what the chain was given last, which takes as long as any sample.
-    runs = chain.segment_runs(preprocess.stack(inputs[:1]))
+    # What they compute on is what the chain was given last, which takes as long as any such sample.
+    bound: dict[Shapes, list[Callable[[], None]]] = {}
+    _bound(chain, inputs[0], bound)
     order = np.random.default_rng(0)
     clock = time.perf_counter_ns
     collecting = gc.isenabled()
@@ -332,7 +347,7 @@ def _measure(
                 for place in order.permutation(len(names)):
                     name = names[place]
                     if name == _BARE:
-                        bare[turn, index] = _bare_ns(runs)
+                        bare[turn, index] = _bare_ns(_bound(chain, x, bound))
                         continue
                     if name == _IN_CHAIN:
                         found = contenders["full_depth"].one(x, timings=True)
@@ -360,6 +375,18 @@ def _measure(
 def _left(found: Prediction, chain: Chain) -> str:
     """The last exit that was computed: under `max_confidence` an earlier one may have answered."""
     return found.exit if found.stop == "sure" else chain.spec.segments[-1].exits[-1].name
+
+
+def _bound(
+    chain: Chain, x: Sample, bound: dict[Shapes, list[Callable[[], None]]]
+) -> list[Callable[[], None]]:
+    """The engine's own calls for samples of this shape; a few shapes are kept in `bound`."""
+    shapes = tuple(one.shape for one in preprocess.arrays_of(x, chain.spec.inputs))
+    if shapes not in bound:
+        if len(bound) >= MOST_SHAPES:
+            bound.clear()
+        bound[shapes] = chain.segment_runs(preprocess.stack([x]))
+    return bound[shapes]
 
 
 def _bare_ns(runs: list[Callable[[], None]]) -> list[int]:

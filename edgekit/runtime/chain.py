@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from edgekit.runtime.engines import Buffer, Engine, load_engine
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.preprocess import Sample
 
-__all__ = ["Chain", "ChainSpec", "Prediction", "most_rows"]
+__all__ = ["MOST_SHAPES", "Chain", "ChainSpec", "Prediction", "Shapes", "most_rows"]
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +36,15 @@ _MEASURED_RUNS = 20
 
 _MEASURED_NS = 300_000_000
 """So long a fast network is run on: of a few runs, two that were disturbed make the percentile."""
+
+MOST_SHAPES = 8
+"""Shapes of samples whose buffers are kept, where sizes vary; the one not used for longest goes."""
+
+_MOST_SIZES = 4096
+"""Shapes of samples for which the sizes of what crosses are known without asking the engines."""
+
+Shapes = tuple[tuple[int, ...], ...]
+"""The shape of one sample, for each input."""
 
 Stop = Literal["sure", "final", "deadline"]
 """Why a sample went no further: an early exit was sure, it was the final exit, or time was up."""
@@ -125,11 +134,27 @@ class _Plan(NamedTuple):
     steps: list[_Step]
 
 
+@dataclass
+class _Room:
+    """Buffers for up to `capacity` samples of one shape, and the plans bound to them, by rows.
+
+    `sizes` has the shape of each tensor without the batch.
+    """
+
+    sizes: dict[str, tuple[int, ...]]
+    capacity: int = 0
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    plans: dict[int, _Plan] = field(default_factory=dict)
+
+
 class Chain:
     """Segments that run one after the other, and stop at the first exit that is sure enough.
 
     A chain may be called from several threads: calls take turns under a lock, because all of them
     use the same buffers. For calls side by side, load a chain per thread.
+
+    Where sizes vary, a chain keeps buffers for the last few shapes that it was given; the first
+    call with a new one also makes buffers, and runs each segment once more to learn their sizes.
     """
 
     def __init__(self, spec: ChainSpec, engines: Sequence[Engine]) -> None:
@@ -158,9 +183,17 @@ class Chain:
         self._dtypes = [np.dtype(one.dtype) for one in spec.inputs]
         self.lock = threading.Lock()
         self.metrics: Metrics | None = None
-        self._capacity = 0
-        self._buffers: dict[str, Buffer] = {}
-        self._plans: dict[int, _Plan] = {}
+        self._varying = any(one.varying for one in spec.inputs)
+        self._sizes: dict[Shapes, dict[str, tuple[int, ...]]] = {}
+        self._rooms: dict[Shapes, _Room] = {}
+        self._shapes: Shapes | None = None
+        self._room = _Room({})
+        if not self._varying:
+            self._room.sizes = {
+                name: tuple(size or 0 for size in one.shape[1:])
+                for name, one in spec.tensors.items()
+            }
+        self._plans = self._room.plans
         self._crossing = boundaries([one.tensor for one in spec.inputs], spec.segments)
         if not spec.labels and policy.otherwise == "max_confidence":
             # What an exit gave is wanted after later ones have run, of the samples that go on.
@@ -324,13 +357,13 @@ class Chain:
         Raises InputError for a batch with a deadline.
         """
         given: Any = x if isinstance(x, Mapping) else preprocess.as_array(x)
-        first, shape = preprocess.arrays_of(given, self.spec.inputs)[0], self.spec.inputs[0].shape
-        if first.ndim == len(shape):
+        first, source = preprocess.arrays_of(given, self.spec.inputs)[0], self.spec.inputs[0]
+        if first.ndim == len(source.shape):
             return self.one(given, timings=timings, deadline_ms=deadline_ms)
         if deadline_ms is not None:
             raise InputError(
-                f"a deadline is for one sample, {list(shape)}; found {list(first.shape)}: call the "
-                "chain for each"
+                f"a deadline is for one sample, {source.shape_text()}; found {list(first.shape)}: "
+                "call the chain for each"
             )
         return self.many(given, timings=timings)
 
@@ -359,6 +392,8 @@ class Chain:
             metrics = self.metrics
             started_ns = clock() if metrics is not None else 0
             times = [clock()] if timings else None
+            if self._varying:
+                self._turn_to(tuple([array.shape for array in given]), given)
             plan = self._plans.get(1) or self._plan(1)
             for array, (shape, dtype, floats, source, write) in zip(given, plan.entries):  # noqa: B905
                 if array.shape != shape or array.dtype != dtype:
@@ -405,7 +440,8 @@ class Chain:
     def many(self, samples: Sample, *, timings: bool = False) -> list[Prediction]:
         """Classify a batch: the input's shape behind any number of samples, none included.
 
-        Where there are several inputs, such arrays by the inputs' names.
+        Where there are several inputs, such arrays by the inputs' names. Where sizes vary, the
+        samples of a batch have one shape: call it once for each.
 
         Every sample leaves at its own exit, and only those that remain go on. A large batch is run
         in parts. Raises as `one`.
@@ -460,7 +496,8 @@ class Chain:
             step.run()
         memory, rows = self._memory, len(given[0])
         return {
-            name: memory.reader(buffer, rows)().copy() for name, buffer in self._buffers.items()
+            name: memory.reader(buffer, rows)().copy()
+            for name, buffer in self._room.buffers.items()
         }
 
     def _due_ns(self, deadline_ms: float) -> float:
@@ -516,7 +553,7 @@ class Chain:
                 remaining = remaining[kept]
                 walk.keep(kept)
                 for tensor in self._crossing[k]:
-                    self._memory.keep(self._buffers[tensor], kept)
+                    self._memory.keep(self._room.buffers[tensor], kept)
                 steps = (self._plans.get(len(kept)) or self._plan(len(kept))).steps
         return [result[row] for row in range(len(given[0]))]
 
@@ -524,19 +561,65 @@ class Chain:
         """What a batch gives each input, in order; refuses what does not fit."""
         given = preprocess.arrays_of(samples, self.spec.inputs)
         for array, source, dtype in zip(given, self.spec.inputs, self._dtypes, strict=True):
-            if array.shape[1:] != source.shape or not array.ndim or array.dtype != dtype:
+            if not array.ndim or not source.takes(array.shape[1:]) or array.dtype != dtype:
                 raise self._misfit(array, source)
         counts = [len(one) for one in given]
         if len(set(counts)) > 1:
             named = zip(counts, self.spec.inputs, strict=True)
             found = ", ".join(f"{count} of {source.name}" for count, source in named)
             raise InputError(f"every input needs as many samples; found {found}")
+        if self._varying:
+            self._turn_to(tuple([one.shape[1:] for one in given]), given)
         return given
+
+    def _turn_to(self, shapes: Shapes, given: Sequence[Array]) -> None:
+        """Go on in the room for samples of these shapes, which are `given`; refuses others."""
+        if shapes == self._shapes:
+            return
+        room = self._rooms.pop(shapes, None)
+        if room is None:
+            for array, shape, source in zip(given, shapes, self.spec.inputs, strict=True):
+                if not source.takes(shape):
+                    raise self._misfit(array, source)
+            room = _Room(self._sizes_for(shapes))
+            if len(self._rooms) >= MOST_SHAPES:
+                del self._rooms[next(iter(self._rooms))]
+        self._rooms[shapes] = room  # Last, as the one just used.
+        self._shapes, self._room, self._plans = shapes, room, room.plans
+
+    def _sizes_for(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor for samples of these shapes: what the engines say, once."""
+        if shapes in self._sizes:
+            return self._sizes[shapes]
+        memory, tensors = self._memory, self.spec.tensors
+        sizes: dict[str, tuple[int, ...]] = {}
+        buffers = {}
+        for source, shape in zip(self.spec.inputs, shapes, strict=True):
+            sizes[source.tensor] = shape
+            buffers[source.tensor] = memory.allocate((1, *shape), source.dtype)
+            memory.writer(buffers[source.tensor], 1)(np.full(shape, preprocess.nothing(source)))
+        for segment, engine in zip(self.spec.segments, self.engines, strict=True):
+            found = engine.shapes({name: buffers[name] for name in segment.inputs})
+            for name in segment.outputs:
+                fixed = tensors[name].shape[1:]
+                if len(found[name]) != len(fixed) or any(
+                    size not in {None, one} for size, one in zip(fixed, found[name], strict=True)
+                ):
+                    raise BundleError(
+                        f"{segment.name} gives {name} as {list(found[name])}, and the manifest "
+                        f"says {list(fixed)}; build the bundle again"
+                    )
+                sizes[name] = found[name]
+                buffers[name] = memory.allocate((1, *found[name]), tensors[name].dtype)
+        if len(self._sizes) >= _MOST_SIZES:
+            del self._sizes[next(iter(self._sizes))]
+        self._sizes[shapes] = sizes
+        return sizes
 
     def _misfit(self, array: Array, source: Input) -> InputError:
         """The refusal of an array of another dtype, or whose samples have another shape."""
         error = InputError(
-            f"expected {source.dtype} {list(source.shape)}, or that behind a batch; "
+            f"expected {source.dtype} {source.shape_text()}, or that behind a batch; "
             f"found {array.dtype} {list(array.shape)}"
             + ("; pixels become a tensor with chain.prepare()" if source.image else "")
         )
@@ -559,18 +642,18 @@ class Chain:
 
     def _plan(self, rows: int) -> "_Plan":
         """Bind every segment to `rows` samples; kept, and made once per number of samples."""
-        memory, segments = self._memory, self.spec.segments
-        if rows > self._capacity or not self._buffers:
-            self._plans.clear()
+        memory, segments, room = self._memory, self.spec.segments, self._room
+        if rows > room.capacity or not room.buffers:
+            room.plans.clear()
             used = {one.tensor for one in self.spec.inputs}
             used = used.union(*(x.inputs + x.outputs for x in segments))
-            self._buffers = {
-                name: memory.allocate((rows, *spec.shape[1:]), spec.dtype)  # type: ignore[arg-type]
+            room.buffers = {
+                name: memory.allocate((rows, *room.sizes[name]), spec.dtype)
                 for name, spec in self.spec.tensors.items()
                 if name in used
             }
-            self._capacity = rows
-        buffers = self._buffers
+            room.capacity = rows
+        buffers = room.buffers
         steps = []
         bound = zip(segments, self.engines, self._thresholds, strict=True)
         for depth, (segment, engine, threshold) in enumerate(bound):
@@ -590,12 +673,16 @@ class Chain:
             steps.append(_Step(depth, run, read, exit.name, threshold, stop, output))
         entries = [
             _Entry(
-                one.shape, dtype, one.range is None, one, memory.writer(buffers[one.tensor], rows)
+                room.sizes[one.tensor],
+                dtype,
+                one.range is None,
+                one,
+                memory.writer(buffers[one.tensor], rows),
             )
             for one, dtype in zip(self.spec.inputs, self._dtypes, strict=True)
         ]
         plan = _Plan(entries, steps)
-        self._plans[rows] = plan
+        room.plans[rows] = plan
         return plan
 
 

@@ -19,6 +19,7 @@ from edgekit.errors import DeviceError, InputError
 
 __all__ = [
     "Sample",
+    "Samples",
     "arrays_of",
     "as_array",
     "blank",
@@ -27,8 +28,12 @@ __all__ = [
     "check_sample",
     "check_values",
     "decode",
+    "decode_npz",
+    "enlarged",
+    "fitted",
     "named_error",
     "normalise",
+    "nothing",
     "prepare",
     "read_npz",
     "read_sample",
@@ -44,8 +49,11 @@ Array = npt.NDArray[Any]
 Sample = Array | Mapping[str, Array]
 """What a network takes: an array for its only input, or arrays by the inputs' names.
 
-Of one sample, or of a batch of them.
+Of one sample, or of a batch of them, which have one shape.
 """
+
+Samples = Sample | Sequence[Sample]
+"""A batch; or where sizes vary, samples one by one."""
 
 Inputs = tuple[Input, ...]
 T = TypeVar("T")
@@ -105,15 +113,15 @@ def sample_of(arrays: Sequence[Array], inputs: Inputs) -> Sample:
 
 
 def stack(samples: Sequence[Sample]) -> Sample:
-    """Samples as a batch."""
+    """Samples of one shape as a batch."""
     first = samples[0]
     if isinstance(first, Mapping):
         return {name: np.stack([by_name(one)[name] for one in samples]) for name in first}
     return np.stack(samples)  # type: ignore[arg-type]
 
 
-def unstack(batch: Sample) -> list[Sample]:
-    """The samples of a batch."""
+def unstack(batch: Samples) -> list[Sample]:
+    """The samples of a batch, or those given one by one."""
     if isinstance(batch, Mapping):
         rows = zip(*batch.values(), strict=True)
         return [dict(zip(batch, row, strict=True)) for row in rows]
@@ -130,11 +138,12 @@ def read_sample(path: Path) -> Sample:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     if path.suffix == ".npz":
-        return _decode_npz(content, str(path))
+        return decode_npz(content, str(path))
     return decode(content, str(path))
 
 
-def _decode_npz(content: bytes, name: str) -> dict[str, Array]:
+def decode_npz(content: bytes, name: str) -> dict[str, Array]:
+    """An `.npz` file's arrays by name. Raises InputError where the content is none."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {one: np.asarray(arrays[one]) for one in arrays.files}
@@ -232,10 +241,10 @@ def to_tensor(sample: Array, network_input: Input) -> Array:
         tensor = normalise(pixels[None], network_input.image)[0]
     else:
         tensor = sample
-    if tensor.shape != network_input.shape or tensor.dtype != network_input.dtype:
+    if not network_input.takes(tensor.shape) or tensor.dtype != network_input.dtype:
         pixels_too = ", or uint8 pixels" if network_input.image else ""
         raise InputError(
-            f"the network takes {network_input.dtype} {list(network_input.shape)}{pixels_too}; "
+            f"the network takes {network_input.dtype} {network_input.shape_text()}{pixels_too}; "
             f"this sample is {sample.dtype} {list(sample.shape)}"
             + (f", which gives {list(tensor.shape)}" if tensor is not sample else "")
         )
@@ -269,12 +278,31 @@ def check_values(array: Array, network_input: Input) -> None:
 
 
 def blank(inputs: Inputs) -> Sample:
-    """A sample that the network takes, to run it with: zeros, or what is nearest in the range."""
-    arrays = []
-    for one in inputs:
-        least, most = one.range or (0, 0)
-        arrays.append(np.full(one.shape, min(max(0, least), most), one.dtype))
-    return sample_of(arrays, inputs)
+    """A sample that the network takes, to run it with: zeros, or what is nearest in the range.
+
+    Where sizes vary, of the greatest.
+    """
+    return sample_of([np.full(one.greatest, nothing(one), one.dtype) for one in inputs], inputs)
+
+
+def nothing(network_input: Input) -> int:
+    """Zero, or the value of the input's range that is nearest to it."""
+    least, most = network_input.range or (0, 0)
+    return min(max(0, least), most)
+
+
+def fitted(array: Array, shape: tuple[int, ...]) -> Array:
+    """A sample's array in another shape of the same rank: cut off, or repeated, along each axis."""
+    for place, size in enumerate(shape):
+        if array.shape[place] != size:
+            array = array.take(np.arange(size) % array.shape[place], axis=place)
+    return array
+
+
+def enlarged(sample: Sample, inputs: Inputs) -> Sample:
+    """One sample in the greatest shape of each input; see `fitted`."""
+    pairs = zip(arrays_of(sample, inputs), inputs, strict=True)
+    return sample_of([fitted(array, one.greatest) for array, one in pairs], inputs)
 
 
 def to_pixels(pixels: Array, image: Image) -> Array:

@@ -11,7 +11,7 @@ from edgekit.errors import BundleError, CheckError, InputError
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain
 
-__all__ = ["GoldenReport", "differences", "load_array", "verify_golden"]
+__all__ = ["GoldenReport", "differences", "load_array", "load_arrays", "verify_golden"]
 
 Array = npt.NDArray[Any]
 
@@ -88,6 +88,17 @@ def load_array(bundle: Bundle, path: str) -> Array:
         return preprocess.decode(bundle.read(path), path)
     except InputError as error:
         raise BundleError(str(error)) from None
+
+
+def load_arrays(bundle: Bundle, path: str) -> list[Array]:
+    """A listed `.npz` file of arrays named `0` and on, in order. Raises as `load_array`."""
+    try:
+        found = preprocess.decode_npz(bundle.read(path), path)
+    except InputError as error:
+        raise BundleError(str(error)) from None
+    if set(found) != {str(row) for row in range(len(found))}:
+        raise BundleError(f"{path}: has other arrays than 0 to {len(found) - 1}; build it again")
+    return [found[str(row)] for row in range(len(found))]
 
 
 def differences(ours: Array, theirs: Array, scale_of: Array | None = None) -> tuple[float, float]:

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 import edgekit
-from edgekit.bundle.manifest import Exit, File, Policy, Segment, TensorSpec
+from edgekit.bundle.manifest import Axis, Exit, File, Policy, Segment, TensorSpec
 from edgekit.runtime.preprocess import by_name
 
 __all__ = [
@@ -63,13 +63,15 @@ class Network:
     but the final one, or of none.
 
     `sample` is a batch of two real samples: with one, torch.export would fix the batch at one. A
-    tensor is the only input, several go by their names, in the order of the alphabet.
+    tensor is the only input, several go by their names, in the order of the alphabet. Where sizes
+    vary (`axes`, the shape of each such input by its name), it has the greatest.
     """
 
     module: nn.Module
     exits: tuple[str, ...]
     sample: Tensors
     given: int = 0
+    axes: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
         """What is not as it must be."""
@@ -151,7 +153,8 @@ class Segments(Generic[Program]):
 
     `plain` computes the final exit only, `whole` all exits. `tensors` describes every tensor that
     is an input or output of a part; `inputs` has the network's own, by the inputs' names.
-    `precision` is what the parts compute in, as a target has it.
+    `precision` is what the parts compute in, as a target has it. `greatest` has each tensor's shape
+    without the batch, of the greatest sample where sizes vary.
     """
 
     exits: tuple[str, ...]
@@ -161,6 +164,7 @@ class Segments(Generic[Program]):
     plain: Part[Program]
     whole: Part[Program]
     precision: str = "fp32"
+    greatest: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def parts(self) -> tuple[Part[Program], ...]:
         """Every part: the chain's, then `plain` and `whole`."""
@@ -186,6 +190,7 @@ class Segments(Generic[Program]):
             new["plain"],
             new["whole"],
             self.precision,
+            self.greatest,
         )
 
     def kept(self: "Segments[bytes]") -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -195,6 +200,7 @@ class Segments(Generic[Program]):
             "inputs": self.inputs,
             "precision": self.precision,
             "tensors": {name: [spec.dtype, spec.shape] for name, spec in self.tensors.items()},
+            "greatest": self.greatest,
             "parts": [
                 {
                     "name": part.name,
@@ -232,8 +238,10 @@ class Segments(Generic[Program]):
             for name, (dtype, shape) in document["tensors"].items()
         }
         exits = tuple(document["exits"])
+        greatest = {name: tuple(shape) for name, shape in document["greatest"].items()}
+        precision = document["precision"]
         return Segments(
-            exits, document["inputs"], tensors, tuple(chain), plain, whole, document["precision"]
+            exits, document["inputs"], tensors, tuple(chain), plain, whole, precision, greatest
         )
 
     def problems(self) -> list[str]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -146,6 +147,11 @@ class Build(Stage[Tuned, Contents]):
         if self.recipe.labels == () or len(segments.tensors[last].shape) != 2:
             return ()
         (_, classes) = segments.tensors[last].shape
+        if classes is None:
+            raise RecipeError(
+                f"exit {segments.exits[-1]!r} has as many classes as its input is large; is it the "
+                "right output?"
+            )
         for part in segments.chain:
             for exit, tensor in part.logits.items():
                 if segments.tensors[tensor].shape != (None, classes):
@@ -212,9 +218,16 @@ class Build(Stage[Tuned, Contents]):
         split = self.splits["test"].subset(self.recipe.test_samples)
         labels = "test/labels.npy"
         paths = {}
-        for name, values in preprocess.by_name(split.carried(inputs)).items():
-            paths[name] = f"test/inputs-{name}.npy" if len(inputs) > 1 else "test/inputs.npy"
-            files[paths[name]] = _npy(values)
+        carried = split.carried(inputs)
+        for one in inputs:
+            path = f"test/inputs-{one.name}" if len(inputs) > 1 else "test/inputs"
+            if isinstance(carried, Sequence):
+                paths[one.name] = f"{path}.npz"
+                given = [preprocess.by_name(sample)[one.name] for sample in carried]
+                files[paths[one.name]] = _npz(given)
+            else:
+                paths[one.name] = f"{path}.npy"
+                files[paths[one.name]] = _npy(preprocess.by_name(carried)[one.name])
         if split.labels is not None:
             files[labels] = _npy(split.labels)
         return m.TestData(paths, labels if split.labels is not None else None, len(split))
@@ -323,6 +336,13 @@ def _file(path: str, content: bytes) -> m.File:
 def _npy(array: Array) -> bytes:
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _npz(arrays: Sequence[Array]) -> bytes:
+    stream = io.BytesIO()
+    named: Any = {str(row): array for row, array in enumerate(arrays)}
+    np.savez(stream, **named)
     return stream.getvalue()
 
 

@@ -45,7 +45,8 @@ class Layout:
     def steps(self, shape: Sequence[int]) -> tuple[list[Turn], list[Turn]]:
         """Operators and their arguments that bring the batch to the front, and that take it back.
 
-        `shape` is the tensor's, with any number for the size of `dim`.
+        `shape` is the tensor's, with any number for the size of `dim`, and, where the batch is all
+        of that, for other sizes that vary.
         """
         aten = torch.ops.aten
         sizes = [-1 if dim == self.dim else size for dim, size in enumerate(shape)]
@@ -81,14 +82,16 @@ def layouts(node: fx.Node, batch: object) -> list[Layout]:
     `batch` is the symbol of the batch's size. What the shape leaves open, `Layout.carries` decides.
     """
     value = node.meta["val"]
-    found = [(dim, symbol(size)) for dim, size in enumerate(value.shape) if symbol(size)]
+    vary = [(dim, symbol(size)) for dim, size in enumerate(value.shape) if symbol(size)]
+    found = [(dim, size) for dim, size in vary if batch in size.free_symbols]
     if _dtype(node) not in DTYPES or len(found) != 1:
         return []
     ((dim, expression),) = found
     times = expression / batch
     if times == 1:
         return [Layout(dim)]
-    if not times.is_Integer or len(value.shape) >= LIMITS.tensor_rank:
+    # To unfold a dimension, the numbers of all others are needed.
+    if not times.is_Integer or len(vary) > 1 or len(value.shape) >= LIMITS.tensor_rank:
         return []
     return [Layout(dim, (-1, int(times))), Layout(dim, (int(times), -1))]
 
@@ -194,9 +197,12 @@ def _viewed(node: fx.Node, free: set[fx.Node]) -> fx.Node | None:
 
 
 def _bytes(node: fx.Node) -> int:
-    """Bytes of one sample, nearly: folded dimensions count by their factor."""
+    """Bytes of one sample, nearly: folded dimensions count by their factor.
+
+    Where sizes vary, of the sample that was exported with.
+    """
     value = node.meta["val"]
-    sizes = [int(symbol(size).as_coeff_Mul()[0]) if symbol(size) else size for size in value.shape]
+    sizes = [size.node.hint if symbol(size) else size for size in value.shape]
     return math.prod(sizes) * value.dtype.itemsize
 
 

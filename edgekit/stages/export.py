@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from torch import fx
 
+from edgekit.bundle.manifest import ONLY_INPUT
 from edgekit.errors import EdgekitError, ModelError, describe_failure
 from edgekit.models.exits import eager_logits, to_numpy
 from edgekit.quiet import quiet
+from edgekit.runtime.preprocess import by_name
 from edgekit.stages import Exported, Network, Stage, StageResult, Step
+from edgekit.stages.sizes import demand_free, dims, refusal, varying
 
 __all__ = ["Export"]
 
@@ -31,8 +34,11 @@ class Export(Stage[Network, Exported]):
         """Raises ModelError with the place in the user's code that cannot be exported."""
         step("torch.export")
         module, sample = _copied(artifact), copy.deepcopy(artifact.sample)
-        batch = {0: torch.export.Dim("batch")}
-        free: Any = dict.fromkeys(sample, batch) if isinstance(sample, dict) else batch
+        batch = torch.export.Dim("batch")
+        axes = varying(artifact.axes)
+        vary = dims(axes)
+        by_input = {name: {0: batch, **vary.get(name, {})} for name in by_name(sample)}
+        free: Any = by_input if isinstance(sample, dict) else by_input[ONLY_INPUT]
         try:
             with quiet("torch"):
                 program = torch.export.export(
@@ -44,6 +50,8 @@ class Export(Stage[Network, Exported]):
         except EdgekitError:
             raise
         except Exception as error:
+            if words := refusal(str(error), axes):
+                raise ModelError(words) from error
             raise ModelError(
                 f"torch.export cannot follow the model: {describe_failure(error)}"
             ) from error
@@ -54,6 +62,7 @@ class Export(Stage[Network, Exported]):
         graph.recompile()
         nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
         exported = Exported(graph, artifact.exits, artifact.sample, artifact.given)
+        demand_free(exported.sources(), axes)
         return StageResult(exported, {"nodes": nodes})
 
 

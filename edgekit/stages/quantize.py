@@ -4,6 +4,7 @@ Segment by segment: a segment sees the features that the segments before it, alr
 give for the calibration split. Heads and logits stay in float.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -140,7 +141,7 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
     ) -> dict[str, float | None]:
         """The share per part and of the chain; refuses a chain that has too little."""
         work = {
-            old.name: self.backend.integer_work(old, new, self.target)
+            old.name: self.backend.integer_work(old, new, self.target, before.greatest)
             for old, new in zip(before.parts(), after.parts(), strict=True)
         }
         chain = [work[part.name] for part in after.chain]
@@ -263,7 +264,10 @@ def calibration_doubts(calibration: Split, inputs: Inputs, others: Sequence[Spli
         for place, (x, as_first, limits) in enumerate(zip(given, first, bounds, strict=True)):
             differ = differ or not np.array_equal(x, as_first)
             flat = flat and x.min() == x.max()
-            deviations[place] = max(deviations[place], float(np.mean(np.abs(x - as_first))))
+            # A sample of another size says something new, whatever is in it.
+            alike = x.shape == as_first.shape
+            deviation = float(np.mean(np.abs(x - as_first))) if alike else math.inf
+            deviations[place] = max(deviations[place], deviation)
             if limits is not None:
                 _demand_inside(x, limits, f"data.calibration, sample {index}")
     if len(calibration) > 1 and not differ:

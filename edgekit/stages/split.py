@@ -38,15 +38,18 @@ class Split(Stage[Exported, Segments[fx.GraphModule]]):
         tensors: dict[str, TensorSpec] = {}
         each = [[index] for index in range(len(exits))]
         names = [f"segment-{index + 1}" for index in range(len(exits))]
-        chain = _parts(artifact, each, names, tensors)
-        (whole,) = _parts(artifact, [list(range(len(exits)))], ["whole"], tensors)
-        (plain,) = _parts(artifact, [[len(exits) - 1]], ["plain"], tensors)
+        greatest: dict[str, tuple[int, ...]] = {}
+        chain = _parts(artifact, each, names, tensors, greatest)
+        (whole,) = _parts(artifact, [list(range(len(exits)))], ["whole"], tensors, greatest)
+        (plain,) = _parts(artifact, [[len(exits) - 1]], ["plain"], tensors, greatest)
         inputs = {name: node.name for name, node in artifact.sources().items()}
-        segments = Segments(exits, inputs, tensors, tuple(chain), plain, whole)
+        segments = Segments(exits, inputs, tensors, tuple(chain), plain, whole, greatest=greatest)
         crossing = boundaries(list(inputs.values()), segments.chain)[:-1]
         notes: dict[str, Any] = {
+            # Of the greatest sample, where sizes vary.
             "boundary_bytes": [
-                sum(tensors[name].bytes_per_sample for name in names) for names in crossing
+                sum(math.prod(greatest[name]) * DTYPES[tensors[name].dtype] for name in names)
+                for names in crossing
             ]
         }
         warnings = [f"no exit reads input {x!r}" for x in inputs if inputs[x] not in whole.inputs]
@@ -128,7 +131,13 @@ def cut(
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
-            if _is_size(node):
+            if node.op == "placeholder":
+                # Read for its size alone: nothing else that reaches the segment has that.
+                with graph.inserting_after(copies[inputs[-1]]):
+                    copies[node] = graph.placeholder(node.name)
+                copies[node].meta = dict(node.meta)
+                inputs.append(node)
+            elif _is_size(node):
                 copies[node] = _size(graph, node, copies, copied)
             else:
                 copies[node] = graph.node_copy(node, copied)
@@ -146,8 +155,12 @@ def _parts(
     groups: Sequence[Sequence[int]],
     names: Sequence[str],
     tensors: dict[str, TensorSpec],
+    greatest: dict[str, tuple[int, ...]],
 ) -> list[Part[fx.GraphModule]]:
-    """The network in as many parts as there are groups; adds their tensors to `tensors`."""
+    """The network in as many parts as there are groups.
+
+    Adds their tensors to `tensors`, and the shapes that those have of one sample to `greatest`.
+    """
     root, owners, free = _prepared(exported, groups)
     graph = root.graph
     count = len(exported.exits)
@@ -183,6 +196,7 @@ def _parts(
                 confidences={exit: node.name for exit, node in confidences.items()},
             )
         )
+    greatest |= {node.name: tuple(value.shape[1:]) for node, value in values.items()}
     return result
 
 
@@ -288,7 +302,9 @@ def _order_warning(exported: Exported) -> str | None:
     An early exit with a heavy head may cost more than a later one, so this is no refusal.
     """
     exits = exported.exits
-    alone = [_parts(exported, [[index]], [exit], {})[0].macs for index, exit in enumerate(exits)]
+    alone = [
+        _parts(exported, [[index]], [exit], {}, {})[0].macs for index, exit in enumerate(exits)
+    ]
     for index in range(1, len(exits)):
         if alone[index] < alone[index - 1]:
             return (
@@ -327,7 +343,10 @@ def _size(
                     made = graph.call_function(torch.ops.aten.sym_size.int, (copy, dim))
                     made.meta = dict(node.meta)
                     return made
-    if any(isinstance(read.meta.get("val"), torch.Tensor) for read in node.all_input_nodes):
+    if any(
+        isinstance(read.meta.get("val"), torch.Tensor) and read.op != "placeholder"
+        for read in node.all_input_nodes
+    ):
         raise ModelError(
             f"a segment needs the size {expression}, {node.name}{place_of(node)}, and no tensor "
             "that reaches it has that size; fix it in the model, or let it be computed from the "
@@ -346,7 +365,8 @@ def _spec(node: fx.Node, part: str, batch: object) -> TensorSpec:
     dtype = str(value.dtype).removeprefix("torch.")
     shape = [size if isinstance(size, int) else None for size in value.shape]
     batched = bool(shape) and symbol(value.shape[0]) == batch is not None
-    if dtype not in DTYPES or not batched or None in shape[1:]:
+    mixed = any(batch in symbol(size).free_symbols for size in value.shape[1:] if symbol(size))
+    if dtype not in DTYPES or not batched or mixed:
         sizes = ", ".join(str(size).replace(str(batch), "batch") for size in value.shape)
         raise ModelError(
             f"{part}: tensor {node.name}{place_of(node)} is {dtype} [{sizes}]; what crosses a cut "

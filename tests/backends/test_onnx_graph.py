@@ -53,10 +53,10 @@ def read(part) -> onnx.ModelProto:
 
 def test_macs_are_those_that_torch_counts_before_and_after_the_engines_fusions(parts):
     for part in parts.parts():
-        assert sum(one.macs for one in costs(read(part))) == part.macs
+        assert sum(one.macs for one in costs(read(part), {})) == part.macs
     for part in parts.chain:
         # The engine's own operators and layouts have no shapes that onnx could infer.
-        found = costs(executed(part.program, signed=False))
+        found = costs(executed(part.program, {}, signed=False), {})
         assert {one.operator for one in found} <= {"Conv", "FusedConv", "ConvTranspose",
                                                    "FusedMatMul", "MatMul", "Gemm",
                                                    "FusedGemm"}  # fmt: skip

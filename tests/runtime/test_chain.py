@@ -373,7 +373,7 @@ def test_the_bound_runs_of_segments_compute_the_logits(chain: Chain, samples: Ar
         run()
     logits = other.spec.segments[-1].exits[-1].logits
     expected = chain.logits(samples[:2])["last"]
-    np.testing.assert_array_equal(other._buffers[logits], expected)
+    np.testing.assert_array_equal(other._room.buffers[logits], expected)
 
 
 def test_a_chain_called_from_several_threads_answers_as_it_does_from_one(

@@ -164,7 +164,7 @@ def test_heads_are_the_same_float_operators_in_chain_and_whole(skipping):
 
 
 def float_costs(part):
-    return [one for one in costs(executed(part.program, signed=False)) if not one.integer]
+    return [one for one in costs(executed(part.program, {}, signed=False), {}) if not one.integer]
 
 
 def test_signed_activations_run_on_integers_where_the_processor_has_kernels(skipping):

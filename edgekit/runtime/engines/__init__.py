@@ -52,6 +52,13 @@ class Engine(Protocol):
         copies beyond what the engine forces. Raises DeviceError where the engine refuses.
         """
 
+    def shapes(self, inputs: Mapping[str, Buffer]) -> dict[str, tuple[int, ...]]:
+        """The shape of each output for one sample, without the batch, by running the segment once.
+
+        `inputs` are buffers of one row. Asked only where sizes vary. Raises DeviceError where the
+        engine refuses.
+        """
+
 
 class HostMemory:
     """The memory of engines that compute on the CPU: numpy arrays."""

@@ -46,6 +46,15 @@ class OnnxRuntimeEngine:
 
         return call
 
+    def shapes(self, inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        """See `Engine.shapes`."""
+        names = [one.name for one in self._session.get_outputs()]
+        try:
+            values = self._session.run(names, dict(inputs))
+        except Exception as error:
+            raise DeviceError(_refusal(self._name, error)) from None
+        return {name: value.shape[1:] for name, value in zip(names, values, strict=True)}
+
 
 def load(segment: bytes, name: str, *, threads: int) -> OnnxRuntimeEngine:
     """An engine for an ONNX model's bytes. Raises DeviceError where ONNX Runtime refuses it."""
