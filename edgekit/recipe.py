@@ -207,10 +207,7 @@ class Input(Strict):
     @property
     def axes(self) -> tuple[manifest.Axis, ...]:
         """The shape as the manifest states it."""
-        return tuple(
-            axis if isinstance(axis, int) else (*axis, 1)[:3]
-            for axis in self.shape
-        )
+        return tuple(axis if isinstance(axis, int) else (*axis, 1)[:3] for axis in self.shape)
 
     @field_validator("shape")
     @classmethod

@@ -178,17 +178,22 @@ def decode(content: bytes, name: str) -> Array:
         ) from None
 
 
-def read_npz(path: Path, inputs: Inputs) -> tuple[Sample, Array | None]:
+def read_npz(path: Path, inputs: Inputs) -> tuple[Samples, Array | None]:
     """The samples, and `labels` `[samples]` (or None), of an .npz file.
 
     The samples are an array `inputs` `[samples, ...]`, or where there are several inputs one array
-    under each one's name. Raises InputError where the file is missing, is none, or lacks an array.
+    under each one's name. Samples of several sizes are arrays `inputs.0`, `inputs.1` and on, which
+    come as a list. Raises InputError where the file is missing, is none, or lacks an array.
     """
+    names = [one.name for one in inputs] if len(inputs) > 1 else ["inputs"]
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            if len(inputs) == 1:
-                return arrays["inputs"], arrays.get("labels")
-            return {one.name: arrays[one.name] for one in inputs}, arrays.get("labels")
+            labels = arrays.get("labels")
+            if f"{names[0]}.0" in arrays:
+                count = sum(one.startswith(f"{names[0]}.") for one in arrays)
+                rows = [[arrays[f"{name}.{row}"] for name in names] for row in range(count)]
+                return [sample_of(row, inputs) for row in rows], labels
+            return sample_of([arrays[name] for name in names], inputs), labels
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except KeyError:

@@ -52,7 +52,7 @@ class Layout:
         sizes = [-1 if dim == self.dim else size for dim, size in enumerate(shape)]
         unfolded = list(sizes)
         unfolded[self.dim : self.dim + 1] = self.split or (-1,)
-        place = unfolded.index(-1)
+        place = self.dim + (self.split or (-1,)).index(-1)
         order = [place, *(dim for dim in range(len(unfolded)) if dim != place)]
         there: list[Turn] = []
         back: list[Turn] = []

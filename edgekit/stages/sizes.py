@@ -185,7 +185,7 @@ def _takes_only(one: Varying, sizes: Sequence[int]) -> str:
 
 def _as_another(one: Varying, other: Varying) -> str:
     return (
-        f"{one.where}: the model takes it only in the same size as axis {other.place} of "
-        f"{other.name}, and every range varies by itself; give one number for both, such as "
-        f"{one.most}"
+        f"{one.where}: the model takes another way, or fails, where it is not as large as axis "
+        f"{other.place} of {other.name}, and every range varies by itself; give one number for "
+        f"both, such as {one.most}"
     )

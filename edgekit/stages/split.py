@@ -370,8 +370,9 @@ def _spec(node: fx.Node, part: str, batch: object) -> TensorSpec:
         sizes = ", ".join(str(size).replace(str(batch), "batch") for size in value.shape)
         raise ModelError(
             f"{part}: tensor {node.name}{place_of(node)} is {dtype} [{sizes}]; what crosses a cut "
-            "has one dimension that is the batch, or the batch times a number, and fixed sizes "
-            "besides (of logits the batch comes first), and two samples differ in it; and it is "
+            "has one dimension that is the batch, or the batch times a number where no size "
+            "varies, and none besides that depends on the batch (of logits the batch comes first), "
+            "and two samples differ in it; and it is "
             f"one of {', '.join(DTYPES)}: let the exit tap elsewhere"
         )
     return TensorSpec(dtype, tuple(shape))
