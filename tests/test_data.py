@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from edgekit.bundle.manifest import Image, Input
-from edgekit.data import Split, check_disjoint, load_splits
+from edgekit.data import Split, check_disjoint, ends_of, load_splits
 from edgekit.errors import ModelError, RecipeError
 from edgekit.models.load import user_code
 from edgekit.recipe import load_recipe
@@ -308,6 +309,41 @@ def test_batches_hold_every_sample_in_order(count: int, most: int | None, size: 
     assert [int(row[0]) for batch in batches for row in batch] == expected
     assert all(len(batch) == size for batch in batches[:-1])
     assert all(0 < len(batch) <= size for batch in batches)
+
+
+ANY = (Input("x", "float32", ((2, 5, 1), 3, (4, 8, 2)), None),)
+
+
+@given(lengths=st.lists(st.integers(2, 5), min_size=1, max_size=12), size=st.integers(1, 4))
+def test_a_batch_has_one_shape_and_no_sample_changes_its_place(
+    lengths: list[int], size: int
+) -> None:
+    raw = [np.full((one, 3, 4), row, np.float32) for row, one in enumerate(lengths)]
+    batches = [np.asarray(one) for one in Split("test", raw, None).batches(ANY, size=size)]
+    assert [float(one[0, 0, 0]) for batch in batches for one in batch] == list(range(len(raw)))
+    assert [len(one) for batch in batches for one in batch] == lengths
+    assert max(map(len, batches)) <= size
+    for before, after in itertools.pairwise(batches):
+        assert len(before) == size or before.shape[1:] != after.shape[1:]
+
+
+def test_the_ends_of_every_range_are_tried_and_each_by_itself() -> None:
+    raw = [np.arange(3 * 3 * 6, dtype=np.float32).reshape(3, 3, 6) + row for row in range(2)]
+    ends = ends_of(Split("tuning", raw, None), ANY)
+    assert ends is not None
+    found = [np.asarray(one) for one in ends.batches(ANY)]
+    assert [one.shape for one in found] == [
+        (2, 2, 3, 4),
+        (2, 5, 3, 4),
+        (2, 2, 3, 8),
+        (2, 5, 3, 8),
+    ]
+    for batch in found:
+        for one, source in zip(batch, raw, strict=True):
+            np.testing.assert_array_equal(one[:2, :, :4], source[:2, :, :4])
+            # Repeated, and never made up.
+            assert set(one.ravel()) <= set(source.ravel())
+    assert ends_of(Split("tuning", raw, None), (Input("x", "float32", (3, 3, 6), None),)) is None
 
 
 def test_a_sample_that_does_not_fit_is_named_with_its_split() -> None:

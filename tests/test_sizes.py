@@ -98,6 +98,22 @@ class Long(nn.Module):
         return first, self.last((scores.softmax(-1) @ self.value(x)).mean(1))
 
 
+class Words(nn.Module):
+    """Tokens from 1 on, as many as there are, and a vector that joins behind the first exit."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.places = nn.Embedding(29, 8), nn.Parameter(torch.randn(12, 8))
+        self.mix, self.meta = nn.Linear(8, 8), nn.Linear(5, 8)
+        self.first, self.last = nn.Linear(8, 4), nn.Linear(16, 4)
+
+    def forward(self, meta, tokens):
+        x = self.table(tokens - 1) + self.places[: tokens.shape[1]]
+        first = self.first(x.mean(1))
+        x = torch.cat([torch.relu(self.mix(x)).amax(1), torch.relu(self.meta(meta))], 1)
+        return first, self.last(x)
+
+
 class Flat(nn.Module):
     """Takes a fixed number of features of all places together."""
 
@@ -153,6 +169,19 @@ def pictures(seed, count=24, step=1, ends=(12, 32)):
     return found, generator.integers(0, 4, count)
 
 
+def words(seed, count=24):
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(4, 13, count)
+    found = [
+        {
+            "tokens": generator.integers(1, 30, one),
+            "meta": generator.standard_normal(5).astype(np.float32),
+        }
+        for one in lengths
+    ]
+    return found, generator.integers(0, 4, count)
+
+
 def series(seed, count=24):
     generator = np.random.default_rng(seed)
     lengths = generator.integers(9, 41, count)
@@ -178,6 +207,7 @@ KINDS = {
     "Pooled": (PICTURE, "[first, second, last]", "pictures"),
     "Shaped": (PICTURE, "[first, second, last]", "pictures"),
     "Long": ("[2, [9, 40]]", "[first, last]", "series"),
+    "Words": ("[1]", "[first, last]", "words"),
     "Flat": (PICTURE.replace("32", "16"), "[first, last]", "pictures"),
     "Cells": (PICTURE, "[first, last]", "pictures"),
     "Twofold": (PICTURE, "[first, last]", "pictures"),
@@ -385,6 +415,58 @@ def test_sizes_vary_in_integers_too(pooled, tmp_path):
             chain.logits(x).values(), Chain.load(pooled).logits(x).values(), strict=True
         ):
             assert 0 < differences(ours, theirs)[1] < 0.05
+
+
+@pytest.fixture(scope="module")
+def words_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A recipe of tokens of any length and a vector, and its bundle."""
+    path = recipe_of(tmp_path_factory.mktemp("recipe"), "Words")
+    inputs = "{tokens: {shape: [[4, 12]], dtype: int64, range: [1, 29]}, meta: {shape: [5]}}"
+    path.write_text(path.read_text().replace("input: {shape: [1]}", f"inputs: {inputs}"))
+
+    def make(folder: Path) -> None:
+        build(load_recipe(str(path)), load_target("host"), folder)
+
+    return path, once(tmp_path_factory, "built-words", make)
+
+
+def test_tokens_of_any_length_go_beside_an_input_of_one_size(words_bundle):
+    path, folder = words_bundle
+    bundle = read_bundle(folder)
+    assert bundle.manifest.test_data.inputs == {
+        "meta": "test/inputs-meta.npz",
+        "tokens": "test/inputs-tokens.npz",
+    }
+    recipe = load_recipe(str(path))
+    with user_code(recipe.folder):
+        model = load_model(recipe)
+    chain = Chain.from_bundle(bundle)
+    samples, labels = load_test_data(bundle)
+    for one in samples:
+        given = {name: torch.from_numpy(array[None]) for name, array in one.items()}
+        with torch.no_grad():
+            expected = [logits.numpy() for logits in model(**given)]
+        found = chain.logits({name: array[None] for name, array in one.items()})
+        for ours, theirs in zip(found.values(), expected, strict=True):
+            assert differences(ours, theirs)[1] < 1e-4
+    assert bench(bundle, samples[:6], labels[:6], rounds=1)["samples"] == 6
+    assert len(chain.measure()) == 2
+    wrong = {"tokens": np.ones(13, np.int64), "meta": np.zeros(5, np.float32)}
+    refused_input(lambda: chain.one(wrong), "tokens: expected int64 [4..12]", "int64 [13]")
+    wrong["tokens"] = np.full(9, 30)
+    refused_input(lambda: chain.one(wrong), "tokens: the network takes 1 to 29")
+
+
+def test_the_commands_take_samples_of_several_lengths(words_bundle, tmp_path, cli):
+    _, folder = words_bundle
+    arrays = {f"tokens.{row}": np.ones(4 + row, np.int64) for row in range(3)}
+    arrays |= {f"meta.{row}": np.zeros(5, np.float32) for row in range(3)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    assert cli("bench", folder, "--rounds", "1", "--data", tmp_path / "data.npz").code == 0
+    np.savez(tmp_path / "one.npz", tokens=np.ones(7, np.int64), meta=np.zeros(5, np.float32))
+    assert cli("run", folder, tmp_path / "one.npz").code == 0
+    assert cli("verify", folder).code == 0
+    assert "tokens: 4..12 int64, 1 to 29" in cli("inspect", folder).out
 
 
 def test_the_network_is_counted_at_the_greatest_size(pooled):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
-from edgekit.errors import InputError
+from edgekit.errors import BundleError, InputError
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Prediction, Shapes
 from edgekit.runtime.criteria import PATIENCE
@@ -218,6 +218,10 @@ def load_test_data(bundle: Bundle) -> tuple[Samples, Array | None] | None:
     columns = {x: _carried(bundle, path) for x, path in data.inputs.items()}
     if all(isinstance(one, np.ndarray) for one in columns.values()):
         return to_tensors(bundle, columns), labels
+    if {len(one) for one in columns.values()} != {data.samples}:
+        raise BundleError(
+            f"the test split has not {data.samples} samples of each input; rebuild it"
+        )
     rows = zip(*columns.values(), strict=True)
     return to_tensors(bundle, [dict(zip(columns, row, strict=True)) for row in rows]), labels
 

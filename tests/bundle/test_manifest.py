@@ -707,3 +707,29 @@ def test_given_without_a_confidence_is_refused() -> None:
 
 def test_classes_that_nobody_tells_are_refused() -> None:
     refused(lambda d: d.update(labels=[]), "criterion 'max_prob' needs class scores")
+
+
+@given(
+    least=st.integers(1, 9), more=st.integers(1, 9), step=st.integers(1, 4), size=st.integers(0, 80)
+)
+def test_an_axis_takes_the_multiples_of_its_step_between_its_ends(
+    least: int, more: int, step: int, size: int
+) -> None:
+    axis = (least * step, (least + more) * step, step)
+    source = m.Input("x", "float32", (3, axis), None)
+    assert source.takes((3, size)) == (size in range(axis[0], axis[1] + 1, step))
+    assert source.takes(source.least)
+    assert source.takes(source.greatest)
+    assert not source.takes((4, axis[0]))
+    assert not source.takes((3,))
+    assert not source.takes((3, axis[0], 1))
+    assert source.spec == m.TensorSpec("float32", (None, 3, None))
+    assert source.spec.bytes_per_sample is None
+
+
+def test_a_fixed_shape_is_written_as_it_always_was() -> None:
+    source = m.Input("x", "float32", (3, 8, 8), None)
+    assert source.shape_text() == str([3, 8, 8])
+    assert source.varying == ()
+    assert dataclasses.asdict(source)["shape"] == (3, 8, 8)
+    assert source.spec.bytes_per_sample == 3 * 8 * 8 * 4

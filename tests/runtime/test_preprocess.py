@@ -337,6 +337,17 @@ def test_an_npz_may_have_no_labels(tmp_path: Path) -> None:
     assert read_npz(tmp_path / "x.npz", ONE)[1] is None
 
 
+def test_an_npz_gives_samples_of_several_sizes_in_order(tmp_path: Path) -> None:
+    arrays = {f"inputs.{row}": np.full((row + 1, 2), row) for row in range(11)}
+    np.savez(tmp_path / "x.npz", **dict(sorted(arrays.items())), labels=np.arange(11))
+    inputs, labels = read_npz(tmp_path / "x.npz", ONE)
+    assert [np.asarray(one).shape for one in inputs] == [(row + 1, 2) for row in range(11)]
+    assert labels is not None and len(labels) == 11
+    np.savez(tmp_path / "x.npz", **{key: arrays[key] for key in ("inputs.0", "inputs.2")})
+    with pytest.raises(InputError, match="has no array"):
+        read_npz(tmp_path / "x.npz", ONE)
+
+
 def test_an_npz_without_inputs_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=noise(3, 2, 2))
     with pytest.raises(InputError, match=r"x\.npz: has no array `inputs`"):
