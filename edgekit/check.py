@@ -141,7 +141,7 @@ def ends_logits(network: Network, inputs: Inputs, ends: Split) -> list[Array]:
         except ModelError as error:
             raise ModelError(
                 f"{shapes} is among the recipe's ranges, and there {error}; raise the least size, "
-                "or give one number in place of a range"
+                "give a step where it takes multiples alone, or one number in place of a range"
             ) from None
     return [np.concatenate(one) for one in zip(*found, strict=True)]
 

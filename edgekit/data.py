@@ -147,18 +147,20 @@ def check_disjoint(splits: dict[str, Split], inputs: Inputs) -> str:
 def ends_of(split: Split, inputs: Inputs) -> Split | None:
     """Samples of the least and the greatest sizes, made of the split's; None where none varies.
 
-    Two of each: all axes at their least, all at their greatest, and each by itself at its greatest,
-    which tells height from width. They are cut off, or repeated, from the split's first two.
+    Two of each: all axes at their least, all at their greatest, each by itself at its greatest,
+    which tells height from width, and all a step below the greatest, for what is right where the
+    size divides evenly and nowhere else. They are cut off, or repeated, from the split's first two.
     """
     axes = [(index, place) for index, one in enumerate(inputs) for place in one.varying]
     if not axes:
         return None
     each = [[axis] for axis in axes] if len(axes) > 1 else []
     made = []
-    for high in ([], *each, axes):
+    for high, below in (([], 0), *((one, 0) for one in each), (axes, 0), (axes, 1)):
         shapes = [list(one.least) for one in inputs]
         for index, place in high:
-            shapes[index][place] = inputs[index].greatest[place]
+            _, most, step = inputs[index].shape[place]  # type: ignore[misc]
+            shapes[index][place] = most - below * step
         for row in range(2):
             arrays = preprocess.arrays_of(split.tensor(row % len(split), inputs), inputs)
             pairs = zip(arrays, shapes, strict=True)

@@ -337,6 +337,7 @@ def test_the_ends_of_every_range_are_tried_and_each_by_itself() -> None:
         (2, 5, 3, 4),
         (2, 2, 3, 8),
         (2, 5, 3, 8),
+        (2, 4, 3, 6),
     ]
     for batch in found:
         for one, source in zip(batch, raw, strict=True):
