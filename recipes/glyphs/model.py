@@ -34,12 +34,12 @@ class Residual(nn.Module):
 
 
 def head(channels: int, size: int) -> nn.Sequential:
-    """A linear classifier of maps [channels, size, size], pooled to 4x4: where a stroke is counts."""
+    """A linear classifier of maps [channels, size, size], pooled to 4x4: place counts."""
     return nn.Sequential(nn.AvgPool2d(size // 4), nn.Flatten(), nn.Linear(channels * 16, CLASSES))
 
 
 class Glyphs(nn.Module):
-    """Four stages with a head behind each: about a tenth, a fifth, two fifths and all of the work."""
+    """Four stages, a head behind each: about a tenth, a fifth, two fifths and all of the work."""
 
     def __init__(self) -> None:
         super().__init__()
