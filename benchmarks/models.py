@@ -35,6 +35,7 @@ from edgekit.recipe import Recipe, load_recipe  # noqa: E402
 from edgekit.runtime.bench import load_test_data  # noqa: E402
 from edgekit.runtime.chain import Chain  # noqa: E402
 from edgekit.runtime.criteria import CRITERIA  # noqa: E402
+from edgekit.runtime.preprocess import stack, unstack  # noqa: E402
 from edgekit.target import load_target  # noqa: E402
 
 ANYTHING = {
@@ -55,11 +56,13 @@ built by recipe, with nothing changed in its code; those of torchvision and timm
 64x64, with heads that the recipe attaches to their layers. Weights are random, from a fixed seed,
 and so there are no accuracies; samples are waves of unlike strength under noise.
 
-- A cut: the tensors that cross it, and their bytes for one sample in FP32.
+- A cut: the tensors that cross it, and their bytes for one sample in FP32, the greatest if sizes
+  vary.
 - Error: greatest difference of the FP32 chain's logits from PyTorch's, over the largest magnitude
   among an exit's.
 - Decisions: share of {samples} samples that leave at the same exit with the same class as in
-  PyTorch, under thresholds that spread the samples over the exits (`leave`: by exit).
+  PyTorch (of `segmentation-maps`, at the same exit), under thresholds that spread the samples over
+  the exits (`leave`: by exit).
 - Integers: share of the multiply-accumulates outside the heads that the INT8 chain does on
   integers. What it does not (SiLU, GELU and LayerNormalization between them, recurrent layers)
   stays in float, and a chain of 0% is the FP32 one.
@@ -137,27 +140,33 @@ def built_evenly(style: str, folder: Path) -> Built:
     bundle = read_bundle(first.path)
     carried = load_test_data(bundle)
     assert carried is not None  # noqa: S101  (the recipe has a test split)
-    logits = list(Chain.from_bundle(bundle).logits(carried[0]).values())
-    return built(style, folder, "fp32", even_thresholds(logits))
+    chain = Chain.from_bundle(bundle)
+    found = []
+    for sample in unstack(carried[0]):  # One by one: sizes may vary.
+        logits, given = chain.exits(stack([sample]))
+        sure = given or {exit: CRITERIA["max_prob"](one) for exit, one in logits.items()}
+        found.append([float(one[0]) for one in sure.values()])
+    exits = len(STYLES[style].exits)
+    return built(style, folder, "fp32", even_thresholds(np.array(found).T[: exits - 1]))
 
 
-def even_thresholds(logits: list[np.ndarray]) -> list[float]:
+def even_thresholds(confidences: np.ndarray) -> list[float]:
     """A threshold per early exit that lets about as many samples leave there as anywhere.
 
     In the widest gap between two confidences that lets no more than a tenth more or fewer leave, so
-    that nothing hangs on the last bit. `logits` are `[samples, classes]` per exit.
+    that nothing hangs on the last bit. `confidences` are `[early exits, samples]`.
     """
-    remaining = np.arange(len(logits[-1]))
+    early, samples = confidences.shape
+    remaining = np.arange(samples)
     thresholds = []
-    for depth, one in enumerate(logits[:-1]):
-        confidences = CRITERIA["max_prob"](one[remaining])
-        descending = np.sort(confidences)[::-1]
-        share = len(remaining) / (len(logits) - depth)
+    for depth, one in enumerate(confidences):
+        descending = np.sort(one[remaining])[::-1]
+        share = len(remaining) / (early + 1 - depth)
         leaving = np.arange(round(0.9 * share), round(1.1 * share) + 1)
         gaps = descending[leaving - 1] - descending[leaving]
         best = leaving[gaps.argmax()]
         thresholds.append(float(descending[best - 1] + descending[best]) / 2)
-        remaining = remaining[confidences < thresholds[-1]]
+        remaining = remaining[one[remaining] < thresholds[-1]]
     return thresholds
 
 
@@ -180,7 +189,10 @@ def recipe_of(style: str, thresholds: list[float], more: dict[str, Any]) -> Reci
     names = [one if isinstance(one, str) else one["name"] for one in chosen.exits]
     several = isinstance(chosen.shape, dict)
     shapes = chosen.shape if several else {"input": chosen.shape}
-    lists = {name: list(shape) for name, shape in shapes.items()}
+    lists = {
+        name: [x if isinstance(x, int) else list(x) for x in shape]
+        for name, shape in shapes.items()
+    }
     values = {
         "name": style,
         "model.args.style": style,
@@ -216,8 +228,10 @@ def row(style: str, floats: Built, integers: Built | None, report: dict[str, Any
     """A row of the table."""
     variant = floats.manifest.variant()
     cuts = []
-    for names in boundaries([one.tensor for one in floats.manifest.inputs], variant.segments)[:-1]:
-        size_bytes = sum(variant.tensors[name].bytes_per_sample for name in names)
+    crossing = boundaries([one.tensor for one in floats.manifest.inputs], variant.segments)[:-1]
+    # Of the greatest sample, where sizes vary.
+    sizes_bytes = notes_of(floats, "split")["boundary_bytes"]
+    for names, size_bytes in zip(crossing, sizes_bytes, strict=True):
         cuts.append(f"{len(names)}: {size_bytes:,} B")
     check = accepted(floats)
     cells = [

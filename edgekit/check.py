@@ -15,7 +15,7 @@ from edgekit.data import Split
 from edgekit.errors import CheckError, DeviceError, ModelError
 from edgekit.models.exits import eager_logits, to_torch
 from edgekit.recipe import Check, Tolerance
-from edgekit.runtime.chain import Chain, ChainSpec, most_rows
+from edgekit.runtime.chain import Chain, ChainSpec, Prediction, most_rows
 from edgekit.runtime.criteria import Decisions, Walk, decide
 from edgekit.runtime.device import threads_here
 from edgekit.runtime.preprocess import (
@@ -258,10 +258,13 @@ class Reference:
             exit_agreement=float(np.mean(alike)),
         )
 
-    def accept(self, stage: str, chain: Chain) -> Agreement:
-        """As `check`, of a loaded chain, whose own decisions are held against the model's."""
+    def accept(self, stage: str, chain: Chain) -> tuple[Agreement, list[Prediction]]:
+        """As `check`, of a loaded chain, whose own decisions are held against the model's.
+
+        Gives these decisions, too, one a sample.
+        """
         outputs: list[list[Array]] = [[] for _ in self.outputs]
-        taken = []
+        taken: list[Prediction] = []
         for batch in self.batches():
             found_here = [one for part in chain.exits(batch) for one in part.values()]
             for output, one in zip(outputs, found_here, strict=True):
@@ -290,7 +293,7 @@ class Reference:
                 f"{self._key}.max_relative_error is {self.limits.max_relative_error:.1e}"
             )
         self._refuse_disagreement(found)
-        return found
+        return found, taken
 
     def accuracies(self, labels: Array) -> dict[str, float]:
         """The model's accuracy in PyTorch, per exit, and of the policy's decisions (`policy`)."""

@@ -277,9 +277,12 @@ class _Run:
             golden = verify_golden(bundle, chain)
             step("test split")
             split = self._accepted()
-            self.checks.append(self._reference("verify", split, None).accept("verify", chain))
+            found, taken = self._reference("verify", split, None).accept("verify", chain)
+            self.checks.append(found)
             reference = self._reference("verify", split, None, ends=False)
             if split.labels is not None:
+                classes = [one.class_index for one in taken[-len(split) :]]
+                notes["accuracy"] = float(np.mean(classes == split.labels))
                 notes["pytorch_accuracy"] = reference.accuracies(split.labels)
             notes["exit_rates"] = reference.exit_rates()
         return {

@@ -4,15 +4,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Shapes = Sequence[int] | Mapping[str, Sequence[int]]
-"""Of one sample: of the only input, or by the inputs' names."""
+Shape = Sequence[int | Sequence[int]]
+"""Of one sample; where a size varies, the least, the greatest and the step between them."""
+
+Shapes = Shape | Mapping[str, Shape]
+"""Of the only input, or by the inputs' names."""
 
 
 def waves(
     shape: Shapes, samples: int, seed: int, rows: int | None = None
-) -> np.ndarray | dict[str, np.ndarray]:
+) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
     """Float32 [samples, *shape], or that by each input's name, without labels.
 
+    Where sizes vary, a list: of four kinds of size at most, in turn.
     With `rows` they are tokens, int64 below that: of few kinds in a clear sample, of many in one
     that is not, and 0 behind a sample's end.
     """
@@ -21,7 +25,24 @@ def waves(
         return {name: _floats(one, samples, generator) for name, one in shape.items()}
     if rows is not None:
         return _tokens(shape, samples, generator, rows)
-    return _floats(shape, samples, generator)
+    if fixed(shape) == tuple(shape):
+        return _floats(shape, samples, generator)
+    kinds = [_one_of(shape, generator) for _ in range(4)]
+    return [_floats(kinds[row % 4], 1, generator)[0] for row in range(samples)]
+
+
+def fixed(shape: Shape) -> tuple[int, ...]:
+    """The shape of the greatest sample."""
+    return tuple(size if isinstance(size, int) else size[1] for size in shape)
+
+
+def _one_of(shape: Shape, generator: np.random.Generator) -> tuple[int, ...]:
+    return tuple(
+        size
+        if isinstance(size, int)
+        else int(generator.choice(range(size[0], size[1] + 1, size[2])))
+        for size in shape
+    )
 
 
 def _floats(shape: Sequence[int], samples: int, generator: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from data import Shapes, waves
+from data import Shapes, fixed, waves
 from published import CLASSES, efficientnet, from_timm, from_torchvision
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,9 +22,9 @@ from torch.nn import functional
 class Style:
     """A network's class, what one sample of its input looks like, and its exits by depth.
 
-    `shape` is by name where there are several inputs; with `rows` the input is whole numbers below
-    that. `exits` are as in a recipe, `recipe` has what that says besides, by dotted key. `needs`
-    names the package that the network is out of.
+    `shape` is by name where there are several inputs, and has a range where a size varies; with
+    `rows` the input is whole numbers below that. `exits` are as in a recipe, `recipe` has what that
+    says besides, by dotted key. `needs` names the package that the network is out of.
     """
 
     network: Callable[[], nn.Module]
@@ -49,7 +49,8 @@ def build(style: str) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # The mean over all batches.
     net.train()
-    samples = waves(chosen.shape, 64, 0, chosen.rows)
+    several = isinstance(chosen.shape, Mapping)
+    samples = waves(chosen.shape if several else fixed(chosen.shape), 64, 0, chosen.rows)
     with torch.no_grad():
         if isinstance(samples, dict):
             logits = net(**{name: torch.from_numpy(one) for name, one in samples.items()})
@@ -287,6 +288,30 @@ class ResizeAndConcat(nn.Module):
         up = self.up(torch.cat([c_up, b], dim=1))
         out = self.out(torch.cat([functional.interpolate(up, scale_factor=2), a], dim=1))
         return [exit(one) for exit, one in zip(self.heads, (c, up, out), strict=True)]
+
+
+class SegmentationMaps(nn.Module):
+    """An encoder whose exits each give a map [batch, classes, h, w] of the input's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([conv(3, 24, 2), conv(24, 48), conv(48, 64, 2)])
+        self.maps = nn.ModuleList(nn.Conv2d(width, CLASSES, 1) for width in (24, 48, 64))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        size, found = x.shape[2:], []
+        for stage, to_map in zip(self.stages, self.maps, strict=True):
+            x = stage(x)
+            found.append(functional.interpolate(to_map(x), size=size, mode="bilinear"))
+        return found
+
+
+class MeanOfLargest(nn.Module):
+    """How sure a map is: the mean over its pixels of the largest probability."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map logits [batch, classes, height, width] to confidences [batch]."""
+        return maps.softmax(dim=1).amax(dim=1).mean(dim=(1, 2))
 
 
 class MBConv(nn.Module):
@@ -548,6 +573,15 @@ STYLES = {
     "is-a-generator": Style(IsAGenerator, PICTURE),
     "dict-of-exits": Style(DictOfExits, PICTURE, ("early", "middle", "late")),
     "resize-and-concat": Style(ResizeAndConcat, PICTURE),
+    "variable-size": Style(ResizeAndConcat, (3, (16, 32, 4), (16, 32, 4))),
+    "segmentation-maps": Style(
+        SegmentationMaps,
+        PICTURE,
+        recipe={
+            "policy.criterion": "given",
+            "policy.confidence.factory": "model.py:MeanOfLargest",
+        },
+    ),
     "mbconv": Style(MBConvNet, PICTURE),
     "vision-transformer": Style(VisionTransformer, PICTURE),
     "transformer-sequence-first": Style(sequence_first_transformer, PICTURE),

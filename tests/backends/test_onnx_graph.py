@@ -85,10 +85,10 @@ def test_recurrent_layers_are_counted_with_every_step():
     expected.append(gru + 7 * 3 * (8 + 3) + 3 * 3)
     assert [part.macs for part in parts.chain] == expected
     for part in parts.parts():
-        assert sum(one.macs for one in costs(read(part))) == part.macs
+        assert sum(one.macs for one in costs(read(part), {})) == part.macs
     # So a network of them is refused in INT8 for what stays float, by name.
     first = parts.chain[0]
-    work = OnnxRuntimeBackend().integer_work(first, first, load_target("host"))
+    work = OnnxRuntimeBackend().integer_work(first, first, load_target("host"), {})
     assert (work.macs, work.integer_macs) == (7 * 4 * 5 * (6 + 5), 0)
     assert [kind for _, kind, _ in work.floats] == ["LSTM"]
 

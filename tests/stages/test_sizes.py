@@ -34,7 +34,7 @@ def cut(model: nn.Module, *shape: Axis) -> Segments[Any]:
     torch.manual_seed(0)
     module = Exits(model, ["a", "b"]).eval()
     greatest = [axis[1] if isinstance(axis, tuple) else axis for axis in shape]
-    network = Network(module, ("a", "b"), torch.randn(2, *greatest), {"input": shape})
+    network = Network(module, ("a", "b"), torch.randn(2, *greatest), axes={"input": shape})
     exported = Export()(network, lambda text: None).artifact
     return Split()(exported, lambda text: None).artifact
 
