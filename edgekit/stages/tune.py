@@ -16,7 +16,7 @@ from edgekit.recipe import Goal, Recipe
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.criteria import Walk
 from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
-from edgekit.tuning.certificate import certify
+from edgekit.tuning.certificate import certify, parted
 from edgekit.tuning.search import Observed, evaluate, search, shared, thresholds_at
 
 __all__ = ["Seen", "Tune", "choose", "fit", "least_correct"]
@@ -167,14 +167,21 @@ def fit(
     assert goal is not None  # noqa: S101  (asked by the caller)
     seen = Seen.of(policy, logits, given, labels)
     costs = np.arange(1.0, len(logits) + 1)
-    least = None
-    if goal.max_accuracy_drop is not None:
-        correct = int(np.sum(seen.final == labels))
-        least = least_correct(correct, len(seen.final), goal.max_accuracy_drop)
-    try:
-        thresholds, _ = choose(recipe, seen, costs, least)
-    except CheckError:
-        thresholds = shared(seen.observed("disagreement", costs)).thresholds[-1]
+    if goal.certificate is not None:
+        # What will be tested on must not have had a part in making what is tested.
+        observed = seen.observed(goal.certificate.of, costs).of(parted(len(seen.final))[0])
+        points = search(observed)
+        enough = np.flatnonzero(points.right >= (1 - goal.certificate.risk) * observed.samples)
+        thresholds = points.thresholds[enough[0] if len(enough) else -1]
+    else:
+        least = None
+        if goal.max_accuracy_drop is not None:
+            correct = int(np.sum(seen.final == labels))
+            least = least_correct(correct, len(seen.final), goal.max_accuracy_drop)
+        try:
+            thresholds, _ = choose(recipe, seen, costs, least)
+        except CheckError:
+            thresholds = shared(seen.observed("disagreement", costs)).thresholds[-1]
     return replace(policy, thresholds=tuple(thresholds.tolist()))
 
 

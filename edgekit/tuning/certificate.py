@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edgekit.errors import CheckError
 from edgekit.tuning.search import Observed, Points, evaluate, search
 
-__all__ = ["Certificate", "certify", "p_value", "samples_needed"]
+__all__ = ["Certificate", "certify", "p_value", "parted", "samples_needed"]
 
 _TESTED = 256
 """At most so many points of a front are tested; more would lie closer than a test can tell."""
@@ -50,9 +50,7 @@ def certify(observed: Observed, risk: float, confidence: float, seed: int = 0) -
     are parted at random, by `seed`. Raises CheckError where too few samples would be left to test
     even a point without an error, or where not even the safest point passes.
     """
-    order = np.random.default_rng(seed).permutation(observed.samples)
-    half = observed.samples // 2
-    found_on, tested_on = observed.of(np.sort(order[:half])), observed.of(np.sort(order[half:]))
+    found_on, tested_on = (observed.of(one) for one in parted(observed.samples, seed))
     needed = samples_needed(risk, confidence)
     if tested_on.samples < needed:
         raise CheckError(
@@ -83,6 +81,12 @@ def certify(observed: Observed, risk: float, confidence: float, seed: int = 0) -
         errors[cheapest],
         p_values[cheapest],
     )
+
+
+def parted(samples: int, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which samples `certify` searches on, and which it tests on: indices in order."""
+    order = np.random.default_rng(seed).permutation(samples)
+    return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
 
 
 def p_value(errors: int, samples: int, risk: float) -> float:

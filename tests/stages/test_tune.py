@@ -24,9 +24,9 @@ from edgekit.stages import Network, Segments, Tuned
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Tune, least_correct
+from edgekit.stages.tune import Tune, fit, least_correct
 from edgekit.target import load_target
-from edgekit.tuning.certificate import p_value
+from edgekit.tuning.certificate import p_value, parted
 from tests.conftest import write_tiny_recipe
 from tests.stages.test_contract import SOUND
 
@@ -220,6 +220,20 @@ def test_a_certificate_needs_no_labels_and_counts_disagreement_by_default(digits
     assert result.notes["agreement"] > 0.95
     assert "accuracy" not in result.notes
     assert cost(digits, result) < 0.6
+
+
+def test_what_a_certificate_is_tested_on_says_nothing_about_who_is_calibrated_with(digits):
+    """Only the half that is searched on may choose, or the test would be of its own making."""
+    goal = {"tune": {"certificate": {"risk": 0.05}}}
+    recipe = Recipe.model_validate({**digits.recipe.model_dump(), "policy": goal})
+    searched, tested = parted(len(digits.tuning))
+    assert sorted([*searched, *tested]) == list(range(len(digits.tuning)))
+    found = fit(recipe, digits.logits, [], None)
+    assert (decide(digits.logits, found).depths[searched] < 3).mean() > 0.5
+    scrambled = [one.copy() for one in digits.logits]
+    for one in scrambled:
+        one[tested] = one[tested][::-1, ::-1]
+    assert fit(recipe, scrambled, [], None) == found
 
 
 def test_a_certificate_of_accuracy_counts_labels(digits):
