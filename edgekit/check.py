@@ -143,7 +143,15 @@ def ends_logits(network: Network, inputs: Inputs, ends: Split) -> list[Array]:
                 f"{shapes} is among the recipe's ranges, and there {error}; raise the least size, "
                 "give a step where it takes multiples alone, or one number in place of a range"
             ) from None
-    return [np.concatenate(one) for one in zip(*found, strict=True)]
+    outputs = list(zip(*found, strict=True))
+    for exit, one in zip(network.exits, outputs, strict=False):
+        if len({array.shape[1:] for array in one}) > 1:
+            shapes = " and ".join(str(list(array.shape[1:])) for array in (one[0], one[-1]))
+            raise ModelError(
+                f"exit {exit!r} gives {shapes} for samples of two sizes; give maps of one size, "
+                "resized in the model, or input.shape without a range"
+            )
+    return [np.concatenate(one) for one in outputs]
 
 
 def even_policy(policy: Policy, logits: Sequence[Array], given: Sequence[Array] = ()) -> Policy:

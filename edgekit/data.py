@@ -246,13 +246,16 @@ def _read(raw: Array | Path) -> Array:
     return found
 
 
-def _folder(path: Path, labels: tuple[str, ...] | None) -> tuple[list[Path], list[int]]:
+def _folder(path: Path, labels: tuple[str, ...] | None) -> tuple[list[Path], list[int] | None]:
     if not path.is_dir():
         raise InputError(f"{path}: there is no such folder")
+    if labels == ():
+        return [x for x in sorted(path.rglob("*")) if x.suffix.lower() in _IMAGE_SUFFIXES], None
     if labels is None:
         # Numbering the folders found would make another class of each in every split.
         raise InputError(
-            "a folder needs the recipe's `labels`, to know which folder is which class"
+            "a folder needs the recipe's `labels`, to know which folder is which class; where "
+            "exits tell no classes, say labels: []"
         )
     found = sorted(child.name for child in path.iterdir() if child.is_dir())
     if strange := [name for name in found if name not in labels]:

@@ -222,10 +222,11 @@ class Input(Strict):
                     "size, or one number for a fixed size"
                 )
             if least % step or most % step:
-                ends = [-(-least // step) * step, most // step * step, step]
+                low, high = -(-least // step) * step, most // step * step
+                near = f"; nearest is {[low, high, step]}" if low < high else ""
                 raise ValueError(
-                    f"axis {place} goes by {step}, and {least} or {most} is no multiple of that; "
-                    f"nearest is {ends}"
+                    f"axis {place} goes by {step}, and {least} or {most} is no multiple of that"
+                    + near
                 )
         return shape
 
@@ -280,8 +281,8 @@ class Certified(Strict):
 class Goal(Strict):
     """What the thresholds are fitted to, on the tuning split."""
 
-    search: Literal["shared", "per_exit"] = "shared"
-    """One threshold for all early exits, or one for each."""
+    search: Literal["shared", "per_exit"] | None = None
+    """One threshold for all early exits, or one for each; None: as the goal has it, shared."""
     max_accuracy_drop: float | None = Field(default=None, ge=0, le=1)
     """As a share of the samples; counted from the final exit of the model in PyTorch."""
     min_class_accuracy: float | None = Field(default=None, ge=0, le=1)
@@ -305,10 +306,11 @@ class Goal(Strict):
         goals = (self.max_accuracy_drop, self.min_exit_rate, self.certificate)
         if all(one is None for one in (*goals, self.exit_rates)):
             raise ValueError("needs max_accuracy_drop, min_exit_rate, exit_rates or a certificate")
-        if self.certificate is not None and "search" in self.model_fields_set:
+        if self.certificate is not None and self.search is not None:
             raise ValueError("search and certificate: a certificate has a search of its own")
         if self.exit_rates is not None:
-            if self.model_fields_set != {"exit_rates"}:
+            others = (*goals, self.search, self.min_class_accuracy)
+            if any(one is not None for one in others):
                 raise ValueError("exit_rates say where every sample leaves: no other goal fits in")
             if sum(self.exit_rates.values()) > 1 + 1e-9:
                 raise ValueError(
@@ -555,6 +557,8 @@ class Recipe(Strict):
         for name in self.inputs:
             if not name.isidentifier() or len(name) > _NAME_CHARS:
                 raise ValueError(f"inputs: {name!r} is no name of an argument of forward")
+            if name == "labels":
+                raise ValueError("inputs: 'labels' is what an .npz file calls the labels")
             if name in self.model.arguments:
                 raise ValueError(f"inputs: {name!r} is given in model.arguments already")
         for split in ("calibration", "tuning", "test"):

@@ -32,9 +32,18 @@ def numbered(count: int) -> Split:
     return Split("test", raw, np.arange(count))
 
 
+GIVEN_POLICY = {
+    "criterion": "given",
+    "thresholds": 0.5,
+    "confidence": {"factory": "tiny.py:Sure"},
+}
+
+
 def load(recipe: Path, **data: Any) -> dict[str, Split]:
     """The recipe's splits, with these sources and the recipe's labels as `labels`."""
     overrides = {"labels": data.pop("labels", ["north", "east", "south", "west"])}
+    if "policy" in data:
+        overrides["policy"] = data.pop("policy")
     sources = {"calibration": None, "tuning": None, "test": None, **data}
     found = load_recipe(str(recipe), {**overrides, "data": sources})
     with user_code(found.folder):
@@ -150,6 +159,14 @@ def test_without_labels_a_folder_of_a_number_is_never_another_class(tiny_recipe:
     assert split.labels is not None
     for index, label in enumerate(split.labels):
         np.testing.assert_array_equal(split.sample(index), pixels[label])
+
+
+def test_where_exits_tell_no_classes_a_folder_is_its_images(tiny_recipe: Path) -> None:
+    pixels = noise(0, 2)
+    source = write_folder(tiny_recipe, "images", {"b.png": pixels[1], "a/x.png": pixels[0]})
+    split = load(tiny_recipe, test=source, labels=[], policy=GIVEN_POLICY)["test"]
+    np.testing.assert_array_equal([split.sample(0), split.sample(1)], pixels)
+    assert split.labels is None
 
 
 def test_without_labels_a_class_is_never_another_one_in_the_next_split(tiny_recipe: Path) -> None:

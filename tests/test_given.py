@@ -1,5 +1,6 @@
 """Exits that give their own confidence, and something else than class scores: held to PyTorch."""
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from edgekit.bundle.reader import read_bundle
 from edgekit.cache import Cache
 from edgekit.check import model_logits
 from edgekit.data import load_splits
-from edgekit.errors import CheckError, EdgekitError, InputError, RecipeError
+from edgekit.errors import CheckError, EdgekitError, InputError, ModelError, RecipeError
 from edgekit.models.exits import find_exits
 from edgekit.models.load import load_model, user_code
 from edgekit.pipeline import build
@@ -746,6 +747,26 @@ def test_exit_rates_are_one_share_for_each_early_exit(maps_recipe, tune, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(maps_recipe), {"policy.thresholds": None, "policy.tune": tune})
     assert words in str(caught.value)
+
+
+def test_a_goal_counted_by_classes_is_refused_also_where_segments_were_kept(maps_recipe, tmp_path):
+    cache = Cache(tmp_path / "cache")
+    for tune, words in (
+        ({"exit_rates": {"early": 0.3}}, None),
+        ({"certificate": {"risk": 0.2}}, "the exits give no class scores"),
+        ({"min_exit_rate": 0.5}, "the exits give no class scores"),
+    ):
+        recipe = load_recipe(str(maps_recipe), {"policy.thresholds": None, "policy.tune": tune})
+        with contextlib.ExitStack() as stack:
+            if words is not None:
+                stack.enter_context(pytest.raises(RecipeError, match=words))
+            build(recipe, load_target("host"), tmp_path / "out", cache=cache)
+
+
+def test_maps_that_grow_with_the_input_are_refused_with_what_to_write(maps_recipe, tmp_path):
+    recipe = load_recipe(str(maps_recipe), {"input.shape": [1, [16, 32, 4], 16]})
+    with pytest.raises(ModelError, match=r"exit 'early' gives \[3, 8, 8\] and .* of one size"):
+        build(recipe, load_target("host"), tmp_path / "out")
 
 
 def test_shares_that_cannot_be_come_to_are_noted(maps_recipe, tmp_path):

@@ -293,6 +293,15 @@ def test_a_recipe_comes_back_from_what_it_writes(tiny_recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "tune", [{"certificate": {"risk": 0.01}}, {"exit_rates": {"first": 0.5, "second": 0.1}}]
+)
+def test_a_goal_comes_back_from_what_it_writes(tiny_recipe: Path, tune: dict[str, Any]) -> None:
+    recipe = load_recipe(str(tiny_recipe), {"policy.thresholds": None, "policy.tune": tune})
+    written = recipe.model_dump(mode="json")
+    assert Recipe.model_validate(written).policy == recipe.policy
+
+
+@pytest.mark.parametrize(
     ("exit", "named"),
     [
         ({"nam": "first"}, "unknown key 'exits.0.nam'; did you mean 'name'?"),

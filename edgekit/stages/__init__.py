@@ -209,7 +209,7 @@ class Segments(Generic[Program]):
                     "logits": list(part.logits.items()),  # Objects lose their order in a file.
                     "parameters": part.parameters,
                     "macs": part.macs,
-                    "confidences": part.confidences,
+                    "confidences": list(part.confidences.items()),
                 }
                 for part in self.parts()
             ],
@@ -228,7 +228,7 @@ class Segments(Generic[Program]):
                 dict(one["logits"]),
                 one["parameters"],
                 one["macs"],
-                one["confidences"],
+                dict(one["confidences"]),
             )
             for one in document["parts"]
         ]

@@ -1,5 +1,6 @@
 """tune: the thresholds at which the finished chain is as fast as its accuracy allows."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,8 +17,8 @@ from edgekit.recipe import Goal, Recipe
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.criteria import Walk
 from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
-from edgekit.tuning.certificate import certify, parted
-from edgekit.tuning.search import Observed, evaluate, search, shared, thresholds_at
+from edgekit.tuning.certificate import certify, demand_enough, parted
+from edgekit.tuning.search import Observed, centred, evaluate, search, shared, thresholds_at
 
 __all__ = ["Seen", "Tune", "choose", "fit", "least_correct"]
 
@@ -108,15 +109,17 @@ def choose(recipe: Recipe, seen: Seen, costs: Floats, least: int | None) -> tupl
         asked = goal.certificate
         certificate = certify(seen.observed(asked.of, costs), asked.risk, asked.confidence)
         points = evaluate(observed, certificate.points.thresholds)
-    elif goal.search == "shared":
-        points = shared(observed)
-    else:
+    elif goal.search == "per_exit":
         points = search(observed)
+    else:
+        points = shared(observed)
     met = np.ones(len(points), bool)
     if least is not None:
         met &= points.right >= least
     if goal.min_exit_rate is not None:
-        met &= points.counts[:, -1] <= (1 - goal.min_exit_rate) * observed.samples
+        leaving = observed.samples - points.counts[:, -1]
+        # In whole samples, from the share as it is written: 0.9 of 100 are 90.
+        met &= leaving >= math.ceil(Fraction(repr(goal.min_exit_rate)) * observed.samples)
     rows = np.flatnonzero(met)
     fast = goal.max_accuracy_drop is not None or certificate is not None
     keys = points.costs[rows], -points.right[rows]
@@ -134,7 +137,10 @@ def choose(recipe: Recipe, seen: Seen, costs: Floats, least: int | None) -> tupl
         )
     chosen = int(rows[0])
     notes: Notes = {}
+    thresholds = points.thresholds[chosen]
     if certificate is not None:
+        # They were found on half of the samples; another's confidence may lie beside one.
+        thresholds = centred(thresholds, seen.confidences)
         notes["certificate"] = {
             "risk": certificate.risk,
             "confidence": certificate.confidence,
@@ -143,7 +149,7 @@ def choose(recipe: Recipe, seen: Seen, costs: Floats, least: int | None) -> tupl
             "errors": int(certificate.errors[chosen]),
             "p_value": float(certificate.p_values[chosen]),
         }
-    return points.thresholds[chosen], notes
+    return thresholds, notes
 
 
 def least_correct(correct: int, samples: int, max_drop: float) -> int:
@@ -206,7 +212,8 @@ class Tune(Stage[Segments[bytes], Tuned]):
         """`final_logits` is the final exit of the model in PyTorch on the whole tuning split.
 
         `[samples, classes]`; None will do where thresholds are given. `chain_for` makes the chain,
-        of any policy. Raises RecipeError where the recipe's goal needs labels and there are none.
+        of any policy. Raises RecipeError where the recipe's goal needs labels and there are none,
+        CheckError where a certificate needs more samples.
         """
         self.recipe = recipe
         self.tuning = tuning
@@ -219,15 +226,29 @@ class Tune(Stage[Segments[bytes], Tuned]):
                 "goal that needs none (exit_rates, min_exit_rate, a certificate of disagreement), "
                 "or policy.thresholds"
             )
+        if goal is not None and goal.certificate is not None:
+            assert tuning is not None  # noqa: S101  (see above)
+            demand_enough(len(tuning), goal.certificate.risk, goal.certificate.confidence)
 
     def __call__(self, artifact: Segments[bytes], step: Step) -> StageResult[Tuned]:
-        """Raises CheckError where no threshold keeps what the recipe asks for."""
+        """Raises CheckError where no threshold keeps what the recipe asks for.
+
+        RecipeError where that is counted by classes, and the exits tell none.
+        """
         thresholds, goal = self.recipe.thresholds, self.recipe.policy.tune
         labels = None if self.tuning is None else self.tuning.labels
         if goal is None and labels is None:
             assert thresholds is not None  # noqa: S101  (the recipe has either)
             return StageResult(self._tuned(artifact, thresholds))
         seen = self._see(artifact, step)
+        # Here and not when the model is loaded: another goal may come to segments that were kept.
+        told = self.recipe.labels != () and bool((seen.final >= 0).all())
+        if goal is not None and goal.exit_rates is None and not told:
+            raise RecipeError(
+                "policy.tune: the exits give no class scores, and what is right of what they give "
+                "nobody knows here; give policy.thresholds, from a measure of your own, or "
+                "policy.tune.exit_rates"
+            )
         # A build measures no time, so that the next one is the same: what a sample costs is MACs.
         costs = np.cumsum([float(part.macs) for part in artifact.chain])
         in_pytorch = self._correct_in_pytorch(labels)
@@ -246,7 +267,7 @@ class Tune(Stage[Segments[bytes], Tuned]):
             "exit_rates": dict(zip(artifact.exits, rates.tolist(), strict=True)),
             **more,
         }
-        if self.recipe.labels != () and (seen.final >= 0).all():
+        if told:
             notes["agreement"] = _share(seen.right("disagreement"), taken)
         if labels is not None:
             correct = seen.right()

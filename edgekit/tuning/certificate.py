@@ -2,10 +2,10 @@
 
 Pareto Testing (Laufer-Goldshtein et al., arXiv 2210.07913) in the frame of Learn then Test
 (Angelopoulos et al., arXiv 2110.01052). The samples are parted in two. The front of risk against
-cost is found on one part and put in order, from the safest point on. On the other part each point
-is tested in that order against the hypothesis that its risk is above the bound, by the binomial
-tail, until one test fails. Of all points tested before that one the promise holds at once: a wrong
-one among them would have to pass the first test of a true hypothesis, which happens with a
+cost is found on one part and put in order, from where nobody leaves on. On the other part each
+point is tested in that order against the hypothesis that its risk is above the bound, by the
+binomial tail, until one test fails. Of all tested before that one the promise holds at once: a
+wrong one among them would have to pass the first test of a true hypothesis, which happens with a
 probability of at most one less the confidence (fixed sequence testing).
 
 The promise is about samples drawn as these were, independently. It says nothing of others.
@@ -19,12 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import CheckError
-from edgekit.tuning.search import Observed, Points, evaluate, search
+from edgekit.tuning.search import Observed, Points, evaluate, search, shared
 
-__all__ = ["Certificate", "certify", "p_value", "parted", "samples_needed"]
+__all__ = [
+    "Certificate",
+    "certify",
+    "demand_enough",
+    "p_value",
+    "parted",
+    "samples_needed",
+]
 
 _TESTED = 256
 """At most so many points of a front are tested; more would lie closer than a test can tell."""
+
+_SAFER = 64
+"""At most so many that are safer than the front's safest are tested before it."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +61,8 @@ def certify(observed: Observed, risk: float, confidence: float, seed: int = 0) -
     even a point without an error, or where not even the safest point passes.
     """
     found_on, tested_on = (observed.of(one) for one in parted(observed.samples, seed))
-    needed = samples_needed(risk, confidence)
-    if tested_on.samples < needed:
-        raise CheckError(
-            f"a risk of {risk:g} at a confidence of {confidence:g} needs {needed} samples to test "
-            f"on, without an error among them, and as many to search on; found {observed.samples} "
-            f"in all: give {2 * needed}, or more, or ask for less"
-        )
-    front = search(found_on)
-    few = np.unique(np.linspace(0, len(front) - 1, _TESTED).astype(int))
-    # The safest first: the most accurate, which are the last of a front.
-    points = evaluate(tested_on, front.thresholds[few[::-1]])
+    demand_enough(observed.samples, risk, confidence)
+    points = evaluate(tested_on, _safest_first(found_on))
     errors = tested_on.samples - points.right
     p_values = np.array([p_value(int(one), tested_on.samples, risk) for one in errors])
     failed = np.flatnonzero(p_values > 1 - confidence)
@@ -81,6 +82,35 @@ def certify(observed: Observed, risk: float, confidence: float, seed: int = 0) -
         errors[cheapest],
         p_values[cheapest],
     )
+
+
+def _safest_first(observed: Observed) -> npt.NDArray[np.float64]:
+    """Thresholds in the order in which they are tested, `[points, early exits]`.
+
+    From the last of the front, the most accurate, on to its cheapest. Before it, for what has no
+    error here may have some elsewhere: shared thresholds from where nobody leaves down to what the
+    front's last one costs.
+    """
+    safest = search(observed).thresholds[::-1]
+    points = shared(observed)
+    dearer = points.of(points.costs > evaluate(observed, safest[:1]).costs[0]).thresholds[::-1]
+    return np.concatenate([dearer[_few(len(dearer), _SAFER)], safest[_few(len(safest), _TESTED)]])
+
+
+def _few(count: int, most: int) -> npt.NDArray[np.int64]:
+    """At most so many indices below `count`, evenly spaced, the ends among them."""
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64)) if count else np.arange(0)
+
+
+def demand_enough(samples: int, risk: float, confidence: float) -> None:
+    """Raises CheckError where half of so many samples cannot exclude a risk, without an error."""
+    needed = samples_needed(risk, confidence)
+    if samples - samples // 2 < needed:
+        raise CheckError(
+            f"a risk of {risk:g} at a confidence of {confidence:g} needs {needed} samples to test "
+            f"on, without an error among them, and as many to search on; found {samples} in all: "
+            f"give {2 * needed} at least (more let more leave early), or ask for less"
+        )
 
 
 def parted(samples: int, seed: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

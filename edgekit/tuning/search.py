@@ -20,12 +20,12 @@ __all__ = [
     "Points",
     "between",
     "by_rates",
+    "centred",
     "descend",
     "evaluate",
     "front",
     "grid",
     "joined",
-    "mean_plus_std",
     "search",
     "shared",
     "thresholds_at",
@@ -46,9 +46,6 @@ _BEAM = 4
 
 _FLOORS = 16
 """For so many accuracies, between the least and the greatest found."""
-
-_CHUNK = 1 << 22
-"""Decisions held at once where points are evaluated one by one: some 50 MB."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +121,14 @@ def search(observed: Observed) -> Points:
     """The front of all searches: the shared thresholds, those by rates, and the grid's.
 
     With more early exits than a grid can cover finely, the best points for several accuracies are
-    improved by `descend`.
+    improved by `descend`; with very many, those of the other searches.
     """
-    points = joined([shared(observed), by_rates(observed), grid(observed)])
+    early = len(observed.confidences)
+    # Two thresholds for each exit are the least that a grid can try.
+    gridded = [grid(observed)] if 3**early <= 16 * _CELLS else []
+    points = joined([shared(observed), by_rates(observed), *gridded])
     found = front(points)
-    if len(observed.confidences) <= _EXHAUSTIVE:
+    if early <= _EXHAUSTIVE:
         return found
     better = []
     for floor in np.unique(np.linspace(found.right[0], found.right[-1], _FLOORS).astype(int)):
@@ -244,15 +244,6 @@ def thresholds_at(confidences: Floats, rates: Sequence[float]) -> Floats:
     return np.array(found)
 
 
-def mean_plus_std(observed: Observed, factor: float) -> Floats:
-    """Every early exit's mean confidence plus `factor` standard deviations, of those finite."""
-    found = []
-    for one in observed.confidences:
-        finite = one[np.isfinite(one)]
-        found.append(float(finite.mean() + factor * finite.std()) if len(finite) else 1.0)
-    return np.array(found)
-
-
 def descend(observed: Observed, thresholds: npt.ArrayLike, least: int) -> Floats:
     """Thresholds that cost no more, with at least so many samples right: one exit at a time.
 
@@ -296,6 +287,23 @@ def between(below: float | None, above: float | None) -> float:
         return _beyond(below, 1.0)
     middle = below / 2 + above / 2  # The sum of two large ones would overflow.
     return middle if below < middle <= above else above
+
+
+def centred(thresholds: Floats, confidences: Floats) -> Floats:
+    """Thresholds that decide all the same, each midway between the confidences next to it.
+
+    `confidences` is float64 `[early exits, samples]`. For thresholds found on other samples.
+    """
+    found = []
+    for threshold, one in zip(thresholds, confidences, strict=True):
+        finite = one[np.isfinite(one)]
+        below, above = finite[finite < threshold], finite[finite >= threshold]
+        ends = (
+            float(below.max()) if len(below) else None,
+            float(above.min()) if len(above) else None,
+        )
+        found.append(between(*ends))
+    return np.array(found)
 
 
 def _beyond(level: float, distance: float) -> float:

@@ -24,7 +24,7 @@ from edgekit.stages import Network, Segments, Tuned
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Tune, fit, least_correct
+from edgekit.stages.tune import Seen, Tune, choose, fit, least_correct
 from edgekit.target import load_target
 from edgekit.tuning.certificate import p_value, parted
 from tests.conftest import write_tiny_recipe
@@ -258,6 +258,17 @@ def test_an_exit_rate_is_reached_with_most_answers_right(tiny):
     assert again.notes["agreement"] > 0.5
 
 
+def test_an_exit_rate_is_counted_in_whole_samples(tiny):
+    """0.9 of 10 are 9; in floats, what may stay is a little less than 1."""
+    confidences = np.concatenate([np.ones(9), [0.0]])[None].repeat(2, axis=0)
+    seen = Seen(confidences, np.zeros((3, 10), int), np.zeros(10, int), None)
+    recipe = tiny.recipe.model_copy(
+        update={"policy": type(tiny.recipe.policy)(tune={"min_exit_rate": 0.9})}
+    )
+    thresholds, _ = choose(recipe, seen, np.arange(1.0, 4.0), None)
+    assert seen.observed("disagreement", np.ones(3)).taken(thresholds).tolist().count(2) <= 1
+
+
 def test_no_class_is_let_die_for_the_average(tiny):
     """Every sample may be lost on average, and no class as a whole."""
     goal = {"max_accuracy_drop": 1.0, "min_class_accuracy": 0.4, "search": "per_exit"}
@@ -290,6 +301,7 @@ def test_goals_that_nothing_meets_are_refused_with_what_was_asked(tiny):
         ({"certificate": {"risk": 0.1}, "search": "shared"}, "a search of its own"),
         ({"certificate": {"risk": 0}}, "greater than 0"),
         ({"exit_rates": {"first": 0.5, "second": 0.1}, "max_accuracy_drop": 0.1}, "no other goal"),
+        ({"exit_rates": {"first": 0.5, "second": 0.1}, "search": "shared"}, "no other goal"),
     ],
 )
 def test_a_goal_that_says_too_little_or_too_much_is_refused(tiny, goal, words):

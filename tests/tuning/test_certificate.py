@@ -66,6 +66,15 @@ def test_the_points_promised_pass_their_tests_and_are_in_order_of_cost():
     assert certificate.points.costs[0] < 3
 
 
+@pytest.mark.parametrize("exits", [2, 4])
+def test_as_many_samples_as_are_asked_for_are_enough_for_a_last_exit_that_never_errs(exits):
+    """Thresholds without an error where they were searched may have some where they are tested."""
+    for seed in range(25):
+        certificate = certify(population(460, seed, exits), 0.01, 0.9, seed)
+        assert certificate.errors[0] == 0
+        assert certificate.points.counts[-1].tolist() == [0] * (exits - 1) + [230]
+
+
 def test_too_few_samples_are_refused_with_how_many_are_needed():
     with pytest.raises(
         CheckError, match=r"needs 230 samples to test on.* found 400 in all: give 460"

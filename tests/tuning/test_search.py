@@ -16,11 +16,11 @@ from edgekit.tuning.search import (
     Observed,
     between,
     by_rates,
+    centred,
     descend,
     evaluate,
     front,
     grid,
-    mean_plus_std,
     search,
     shared,
     thresholds_at,
@@ -252,17 +252,23 @@ def test_thresholds_of_their_own_are_faster_than_a_shared_one():
         assert own.costs[own.right >= right].min() <= common.costs[common.right >= right].min()
 
 
+@given(observed(exits=(2, 4)), st.data())
+def test_centred_thresholds_decide_alike(given, more):
+    count = len(given.confidences)
+    start = np.array(more.draw(st.lists(st.floats(-2, 2), min_size=count, max_size=count)))
+    found = centred(start, given.confidences)
+    assert given.taken(found).tolist() == given.taken(start).tolist()
+
+
 def test_rates_go_as_the_ratio_says():
     four = random(4, 4000)
     counts = by_rates(four, [0.5]).counts[0]
     assert counts == pytest.approx(4000 * np.array([8, 4, 2, 1]) / 15, abs=2)
 
 
-def test_mean_plus_std_is_that_of_each_exit():
-    three = random(3, 500)
-    assert mean_plus_std(three, 0.5) == pytest.approx(
-        three.confidences.mean(axis=1) + three.confidences.std(axis=1) / 2
-    )
+def test_a_network_of_very_many_exits_is_searched_without_a_grid():
+    many = random(25, 200)
+    hold(many, search(many))
 
 
 def test_points_are_evaluated_in_the_order_given():
