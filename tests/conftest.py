@@ -108,6 +108,14 @@ def tiny_recipe(tmp_path: Path) -> Path:
     return write_tiny_recipe(tmp_path / "tiny")
 
 
+def write_recipe(folder: Path, name: str, model: str, recipe: str) -> Path:
+    """A folder with a model's file `NAME.py` and its recipe; the recipe's path."""
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(model)
+    (folder / "recipe.yaml").write_text(recipe)
+    return folder / "recipe.yaml"
+
+
 def write_tiny_recipe(folder: Path) -> Path:
     folder.mkdir()
     (folder / "tiny.py").write_text(TINY_MODEL)

@@ -29,7 +29,7 @@ from edgekit.runtime.bench import load_test_data
 from edgekit.runtime.verify import differences, verify_golden
 from edgekit.stages import Network
 from edgekit.target import load_target
-from tests.conftest import once
+from tests.conftest import once, write_recipe
 
 Array = npt.NDArray[Any]
 
@@ -147,27 +147,20 @@ data:
 """
 
 
-def write(folder: Path, name: str, model: str, recipe: str) -> Path:
-    folder.mkdir()
-    (folder / f"{name}.py").write_text(model)
-    (folder / "recipe.yaml").write_text(recipe)
-    return folder / "recipe.yaml"
-
-
 @pytest.fixture
 def maps_recipe(tmp_path: Path) -> Path:
-    return write(tmp_path / "maps", "maps", MAPS, MAPS_RECIPE)
+    return write_recipe(tmp_path / "maps", "maps", MAPS, MAPS_RECIPE)
 
 
 @pytest.fixture
 def gated_recipe(tmp_path: Path) -> Path:
-    return write(tmp_path / "gated", "gated", GATED, GATED_RECIPE)
+    return write_recipe(tmp_path / "gated", "gated", GATED, GATED_RECIPE)
 
 
 @pytest.fixture(scope="module")
 def maps_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
-        recipe = write(tmp_path_factory.mktemp("recipe") / "maps", "maps", MAPS, MAPS_RECIPE)
+        recipe = write_recipe(tmp_path_factory.mktemp("recipe") / "maps", "maps", MAPS, MAPS_RECIPE)
         build(load_recipe(str(recipe)), load_target("host"), folder)
 
     return once(tmp_path_factory, "built-maps", make)
@@ -176,7 +169,9 @@ def maps_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gated_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
-        recipe = write(tmp_path_factory.mktemp("recipe") / "gated", "gated", GATED, GATED_RECIPE)
+        recipe = write_recipe(
+            tmp_path_factory.mktemp("recipe") / "gated", "gated", GATED, GATED_RECIPE
+        )
         build(load_recipe(str(recipe)), load_target("host"), folder)
 
     return once(tmp_path_factory, "built-gated", make)

@@ -18,7 +18,7 @@ from edgekit.runtime import Chain
 from edgekit.runtime.bench import load_test_data
 from edgekit.runtime.verify import differences, verify_golden
 from edgekit.target import load_target
-from tests.conftest import once
+from tests.conftest import once, write_recipe
 
 TOKENS = '''
 import numpy as np
@@ -79,23 +79,16 @@ data:
 """
 
 
-def write(folder: Path, name: str, model: str, recipe: str) -> Path:
-    folder.mkdir()
-    (folder / f"{name}.py").write_text(model)
-    (folder / "recipe.yaml").write_text(recipe)
-    return folder / "recipe.yaml"
-
-
 @pytest.fixture
 def tokens_recipe(tmp_path: Path) -> Path:
-    return write(tmp_path / "tokens", "tokens", TOKENS, TOKENS_RECIPE)
+    return write_recipe(tmp_path / "tokens", "tokens", TOKENS, TOKENS_RECIPE)
 
 
 @pytest.fixture(scope="module")
 def tokens_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         home = tmp_path_factory.mktemp("recipe") / "tokens"
-        recipe = write(home, "tokens", TOKENS, TOKENS_RECIPE)
+        recipe = write_recipe(home, "tokens", TOKENS, TOKENS_RECIPE)
         build(load_recipe(str(recipe)), load_target("host"), folder)
 
     return once(tmp_path_factory, "built-tokens", make)
@@ -295,13 +288,13 @@ IMAGE, META = np.zeros((1, 8, 8), np.float32), np.zeros(5, np.float32)
 
 @pytest.fixture
 def two_recipe(tmp_path: Path) -> Path:
-    return write(tmp_path / "two", "two", TWO, TWO_RECIPE)
+    return write_recipe(tmp_path / "two", "two", TWO, TWO_RECIPE)
 
 
 @pytest.fixture(scope="module")
 def two_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
-        recipe = write(tmp_path_factory.mktemp("recipe") / "two", "two", TWO, TWO_RECIPE)
+        recipe = write_recipe(tmp_path_factory.mktemp("recipe") / "two", "two", TWO, TWO_RECIPE)
         build(load_recipe(str(recipe)), load_target("host"), folder)
 
     return once(tmp_path_factory, "built-two", make)

@@ -30,8 +30,8 @@ from edgekit.runtime.chain import MOST_SHAPES
 from edgekit.runtime.preprocess import to_image
 from edgekit.runtime.verify import differences, verify_golden
 from edgekit.target import load_target
-from tests.conftest import once
-from tests.test_inputs import refused_input, write
+from tests.conftest import once, write_recipe
+from tests.test_inputs import refused_input
 
 NETS = '''
 import numpy as np
@@ -218,7 +218,7 @@ def recipe_of(folder: Path, kind: str) -> Path:
     text = RECIPE.replace("KIND", kind)
     for word, value in zip(("SHAPE", "EXITS", "DATA"), KINDS[kind], strict=True):
         text = text.replace(word, value)
-    return write(folder / kind, "nets", NETS, text)
+    return write_recipe(folder / kind, "nets", NETS, text)
 
 
 CACHE = "sizes-cache"
