@@ -33,19 +33,24 @@ __all__ = [
     "ONLY_INPUT",
     "Axis",
     "Baselines",
+    "Certificate",
+    "Drift",
     "Exit",
     "File",
     "Golden",
     "GoldenSample",
     "Image",
     "Input",
+    "Left",
     "Manifest",
+    "Point",
     "Policy",
     "Requirements",
     "Segment",
     "Target",
     "TensorSpec",
     "TestData",
+    "Tuning",
     "Variant",
     "axis_text",
     "boundaries",
@@ -91,6 +96,7 @@ DEPLOYED = (
     "inputs",
     "labels",
     "policy",
+    "tuning",
     "variants",
     "requirements",
 )
@@ -194,8 +200,9 @@ class Policy:
 
     `thresholds` has one entry per early exit, in order; the final exit takes what is left.
     `combine` says how an exit is joined with those before it, by `weights`, one per exit; `None`
-    weighs all alike. `otherwise` says who answers where no early exit is sure. The names are those
-    of `edgekit.runtime.criteria`.
+    weighs all alike. `otherwise` says who answers where no early exit is sure. `temperatures`, one
+    per exit, divide its logits before anything else; `None` leaves them as they are. The names are
+    those of `edgekit.runtime.criteria`.
     """
 
     criterion: str
@@ -203,6 +210,7 @@ class Policy:
     combine: str = "last"
     weights: tuple[float, ...] | None = None
     otherwise: str = "last"
+    temperatures: tuple[float, ...] | None = None
 
     def problem(self, exits: Sequence[Exit], *, scores: bool) -> str | None:
         """Words about what does not fit a chain of these exits; None where all fits.
@@ -212,7 +220,7 @@ class Policy:
         count = len(exits)
         if len(self.thresholds) != count - 1:
             return f"{count} exits need {count - 1} thresholds, found {len(self.thresholds)}"
-        if words := self._unsure(exits, scores=scores):
+        if words := self._unsure(exits, scores=scores) or self._scaled(count):
             return words
         if self.weights is None:
             return None
@@ -222,6 +230,18 @@ class Policy:
             return f"{count} exits need {count} weights, found {len(self.weights)}"
         if not all(0 < one < math.inf for one in self.weights):
             return f"weights are finite and above 0; found {list(self.weights)}"
+        return None
+
+    def _scaled(self, count: int) -> str | None:
+        """Words about temperatures that are not for so many exits; None where all fits."""
+        if self.temperatures is None:
+            return None
+        if self.criterion == GIVEN:
+            return "temperatures scale class scores, and a given confidence is none"
+        if len(self.temperatures) != count:
+            return f"{count} exits need {count} temperatures, found {len(self.temperatures)}"
+        if not all(0 < one < math.inf for one in self.temperatures):
+            return f"temperatures are finite and above 0; found {list(self.temperatures)}"
         return None
 
     def _unsure(self, exits: Sequence[Exit], *, scores: bool) -> str | None:
@@ -243,6 +263,86 @@ class Policy:
         if silent := [one.name for one in asked if one.confidence is None]:
             return f"criterion {GIVEN!r} needs the confidence of {', '.join(silent)}"
         return None
+
+
+@dataclass(frozen=True)
+class Left:
+    """The samples of the tuning split that left at one exit, by the confidence of their answer.
+
+    `counts` has one entry more than `edges`: how many were below the first edge, then from each
+    edge up to the next, and last from the last one on, where a NaN is counted as well.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many left here."""
+        return sum(self.counts)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Thresholds that the chain may run at, and what came of them on the tuning split.
+
+    `right` is how many answers counted as right, see `Tuning`, `cost` what a sample cost on
+    average, in `Tuning.unit`; `left` has an entry per exit.
+    """
+
+    thresholds: tuple[float, ...]
+    right: int | None
+    cost: float
+    left: tuple[Left, ...]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was proven of every point: at this `confidence`, a risk of at most `risk`.
+
+    `of` says which: `disagreement` with the final exit, or `accuracy_loss`.
+    """
+
+    risk: float
+    confidence: float
+    of: str
+
+
+@dataclass(frozen=True)
+class Drift:
+    """When a stream is another one than the tuning split: see `edgekit.runtime.drift`.
+
+    Every `window` samples are compared; they have drifted where they, or any further from it, were
+    less probable than `p_value`. `safe` says that the most accurate point is then to be gone to.
+    """
+
+    window: int
+    p_value: float
+    safe: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is known of the policy from `samples`: what else it could be, and what to expect of it.
+
+    `points` are the front of accuracy against cost, cheapest first, and `chosen` is the place of
+    the policy's own thresholds among them. With a certificate they are points that it covers.
+    `right_by` says what counts as a right answer: `label`, `agreement` with the final exit, or None
+    where nobody knows. `costs` has, per exit, what a sample costs that leaves there, in `unit`:
+    `MACs`, `ms` or `mJ`. `reference_right` is how many the final exit of the model in PyTorch had
+    right. `seen` is the path of what every exit said of every sample (`edgekit.tuning.seen`).
+    """
+
+    samples: int
+    right_by: str | None
+    unit: str
+    costs: tuple[float, ...]
+    points: tuple[Point, ...]
+    chosen: int
+    certificate: Certificate | None
+    drift: Drift
+    reference_right: int | None
+    seen: str
 
 
 @dataclass(frozen=True)
@@ -405,6 +505,7 @@ class Manifest:
     inputs: tuple[Input, ...]
     labels: tuple[str, ...]
     policy: Policy
+    tuning: Tuning | None
     variants: tuple[Variant, ...]
     baselines: tuple[Baselines, ...]
     requirements: Requirements
@@ -516,6 +617,8 @@ def parse_manifest(raw: bytes) -> Manifest:
         _check_input(one)
     for variant in manifest.variants:
         _check_variant(manifest, variant)
+    if manifest.tuning is not None:
+        _check_tuning(manifest.tuning, manifest.policy)
     if not manifest.variants:
         raise BundleError(f"{MANIFEST_NAME}: has no variant; rebuild it")
     return manifest
@@ -563,7 +666,8 @@ def _check_files(manifest: Manifest) -> None:
     if manifest.target.threads < 1:
         raise BundleError(f"{MANIFEST_NAME}: target.threads is {manifest.target.threads}")
     samples = [one.inputs for one in manifest.golden.samples]
-    named = {*manifest.golden.logits.values(), *manifest.golden.confidences.values()}
+    tuned = {manifest.tuning.seen} if manifest.tuning else set()
+    named = tuned | {*manifest.golden.logits.values(), *manifest.golden.confidences.values()}
     if manifest.test_data:
         samples.append(manifest.test_data.inputs)
         named |= {manifest.test_data.labels} if manifest.test_data.labels else set()
@@ -675,6 +779,32 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
         raise BundleError(f"{where}: {problem}")
 
 
+def _check_tuning(tuning: Tuning, policy: Policy) -> None:
+    where = f"{MANIFEST_NAME}: tuning"
+    exits = len(policy.thresholds) + 1
+    if not (0 <= tuning.chosen < len(tuning.points) and len(tuning.costs) == exits):
+        raise BundleError(f"{where}: has no chosen point, or not {exits} costs; rebuild it")
+    if tuning.points[tuning.chosen].thresholds != policy.thresholds:
+        raise BundleError(f"{where}: its chosen point has not the policy's thresholds; rebuild it")
+    for point in tuning.points:
+        sound = (
+            len(point.thresholds) == exits - 1
+            and len(point.left) == exits
+            and sum(one.count for one in point.left) == tuning.samples
+            and all(len(one.counts) == len(one.edges) + 1 for one in point.left)
+            and all(min(one.counts) >= 0 for one in point.left)
+            and all(list(one.edges) == sorted(one.edges) for one in point.left)
+        )
+        if not sound:
+            raise BundleError(
+                f"{where}: a point is not of {exits} exits and all samples; rebuild it"
+            )
+    if tuning.drift.window < 1 or not 0 < tuning.drift.p_value < 1:
+        raise BundleError(
+            f"{where}: drift has no window, or no p-value between 0 and 1; rebuild it"
+        )
+
+
 def _digest(document: Any) -> str:
     return hashlib.sha256(canonical_json(document)).hexdigest()
 
@@ -712,6 +842,6 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return {key: _decode(arguments[1], part, f"{where}.{key}") for key, part in value.items()}
     elif kind is float and type(value) in {int, float} and abs(value) < _HUGE:
         return float(value)
-    elif kind in {int, str} and type(value) is kind:
+    elif kind in {int, str, bool} and type(value) is kind:
         return value
     raise BundleError(f"{where}: {value!r:.60} is not what belongs there; rebuild it")

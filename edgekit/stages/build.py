@@ -127,6 +127,7 @@ class Build(Stage[Tuned, Contents]):
                 inputs=inputs,
                 labels=labels,
                 policy=policy,
+                tuning=None,
                 variants=(m.Variant(variant, parts.exits, parts.tensors, segments),),
                 baselines=(m.Baselines(variant, plain, whole),),
                 requirements=requirements,

@@ -87,6 +87,29 @@ DOCUMENT: Document = {
         "combine": "last",
         "weights": None,
         "otherwise": "last",
+        "temperatures": [1.5, 0.5],
+    },
+    "tuning": {
+        "samples": 6,
+        "right_by": "label",
+        "unit": "MACs",
+        "costs": [3.0, 10.0],
+        "points": [
+            {
+                "thresholds": [0.75],
+                "right": 5,
+                "cost": 5.5,
+                "left": [
+                    {"edges": [0.8, 0.9], "counts": [1, 2, 1]},
+                    {"edges": [], "counts": [2]},
+                ],
+            }
+        ],
+        "chosen": 0,
+        "certificate": {"risk": 0.01, "confidence": 0.9, "of": "disagreement"},
+        "drift": {"window": 1000, "p_value": 0.001, "safe": False},
+        "reference_right": 6,
+        "seen": "tuning/seen.npz",
     },
     "variants": [
         {
@@ -131,6 +154,7 @@ DOCUMENT: Document = {
         file("golden/zulu.npy"),
         file("golden/alpha.npy"),
         file("test/inputs.npy"),
+        file("tuning/seen.npz"),
     ],
     "tools": {"edgekit": "0.1.0"},
     "recipe": {"name": "small"},
@@ -156,14 +180,14 @@ def refused(change: Callable[[Document], object], *named: str) -> None:
 def test_the_document_means_what_it_says() -> None:
     manifest = parse_manifest(sealed())
     variant = manifest.variant()
-    assert manifest.policy == m.Policy("max_prob", (0.75,))
+    assert manifest.policy == m.Policy("max_prob", (0.75,), temperatures=(1.5, 0.5))
     assert manifest.inputs[0].image == m.Image("L", (4, 4), None, 0.5, (0.25,), (2.0,))
     assert variant.tensors["features"] == m.TensorSpec("float32", (None, 8))
     assert variant.tensors["features"].bytes_per_sample == 32
     assert [one.name for one in variant.segments] == ["one", "two"]
     assert variant.segments[0].exits == (m.Exit("zulu", "early"),)
     assert manifest.test_data == m.TestData({"input": "test/inputs.npy"}, None, 1)
-    assert len(manifest.all_files()) == 2 + 2 + 4
+    assert len(manifest.all_files()) == 2 + 2 + 5
 
 
 def test_a_manifest_of_a_real_build_survives_reading_and_writing(built_tiny: Path) -> None:
@@ -332,8 +356,9 @@ def test_a_value_of_the_wrong_type_is_refused(
 
 
 def test_a_whole_number_may_stand_for_a_float() -> None:
-    manifest = parse_manifest(sealed(lambda document: document["policy"].update(thresholds=[1])))
-    assert type(manifest.policy.thresholds[0]) is float
+    manifest = parse_manifest(sealed(lambda document: document["tuning"].update(costs=[3, 10])))
+    assert manifest.tuning is not None
+    assert type(manifest.tuning.costs[0]) is float
 
 
 def test_a_number_too_large_for_a_float_is_refused() -> None:
@@ -504,6 +529,37 @@ def test_a_file_that_is_used_but_not_listed_is_refused(
 @pytest.mark.parametrize(
     "change",
     [
+        lambda tuning: tuning.update(chosen=1),
+        lambda tuning: tuning.update(chosen=-1),
+        lambda tuning: tuning.update(points=[]),
+        lambda tuning: tuning.update(costs=[1.0]),
+        lambda tuning: tuning.update(samples=7),
+        lambda tuning: tuning["points"][0].update(thresholds=[0.5]),
+        lambda tuning: tuning["points"][0]["left"].pop(),
+        lambda tuning: tuning["points"][0]["left"][0].update(edges=[0.9, 0.8]),
+        lambda tuning: tuning["points"][0]["left"][0].update(counts=[1, 3]),
+        lambda tuning: tuning["points"][0]["left"][0].update(counts=[-1, 4, 1]),
+        lambda tuning: tuning["drift"].update(window=0),
+        lambda tuning: tuning["drift"].update(p_value=1.0),
+    ],
+)
+def test_a_front_that_is_not_of_this_policy_is_refused(
+    change: Callable[[Document], object],
+) -> None:
+    refused(lambda document: change(document["tuning"]), "tuning", "rebuild it")
+
+
+def test_temperatures_that_scale_nothing_are_refused() -> None:
+    def given(temperatures: list[float]) -> Callable[[Document], object]:
+        return lambda document: document["policy"].update(temperatures=temperatures)
+
+    refused(given([1.0]), "2 exits need 2 temperatures")
+    refused(given([1.0, 0.0]), "above 0")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         lambda image: image.update(mode="CMYK"),
         lambda image: image.update(mode="RGB"),
         lambda image: image.update(mean=[0.0, 0.0]),
@@ -639,7 +695,7 @@ def test_an_unknown_variant_is_refused_and_the_known_are_named() -> None:
 def with_confidences(document: Document) -> None:
     """The document's exits give maps, and a confidence each."""
     document["labels"] = []
-    document["policy"].update(criterion="given")
+    document["policy"].update(criterion="given", temperatures=None)
     (variant,), (baselines,) = document["variants"], document["baselines"]
     variant["tensors"] |= {"early": tensor(2, 4), "late": tensor(3, 8)}
     variant["tensors"] |= {"sure": tensor(), "certain": tensor()}
@@ -700,7 +756,7 @@ def test_a_confidence_that_does_not_fit_is_refused(
 
 def test_given_without_a_confidence_is_refused() -> None:
     refused(
-        lambda d: d["policy"].update(criterion="given"),
+        lambda d: d["policy"].update(criterion="given", temperatures=None),
         "criterion 'given' needs the confidence of zulu",
     )
 
