@@ -14,7 +14,14 @@ import numpy.typing as npt
 import torch
 
 from edgekit.backends import backend_for
-from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, Policy, parse_policy, seal
+from edgekit.bundle.manifest import (
+    EVIDENCE_NAME,
+    MANIFEST_NAME,
+    Policy,
+    parse_policy,
+    parse_tuning,
+    seal,
+)
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache, Entry
@@ -47,8 +54,10 @@ from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
 from edgekit.stages.quantize import Quantize
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Tune, fit
+from edgekit.stages.tune import Tune
 from edgekit.target import Target
+from edgekit.tuning.goal import fit
+from edgekit.tuning.seen import Seen
 
 __all__ = ["Progress", "build", "carry_out", "inspect"]
 
@@ -379,7 +388,11 @@ class _Run:
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "segments": described,
             "policy": dataclasses.asdict(self.policy) if self.policy else None,
+            "tuning": None,
         }
+        if isinstance(given, Tuned) and given.tuning is not None and given.seen is not None:
+            document["tuning"] = dataclasses.asdict(given.tuning)
+            blobs["seen"] = given.seen.to_bytes()
         return Entry(document, blobs)
 
     def _go_on(self, entry: Entry) -> None:
@@ -411,6 +424,9 @@ class _Run:
         if document["policy"] is not None:
             self.policy = parse_policy(document["policy"])
             self._kept = Tuned(segments, self.policy)
+            if document["tuning"] is not None:
+                tuning, seen = parse_tuning(document["tuning"]), Seen.from_bytes(blobs["seen"])
+                self._kept = Tuned(segments, self.policy, tuning, seen)
 
     @contextmanager
     def _recorded(self, name: str) -> Iterator[tuple[Step, dict[str, Any]]]:
