@@ -12,6 +12,9 @@ class Limits:
     manifest_bytes: int = 16 * 2**20
     """A manifest of a few hundred segments stays under 1 MiB; more is an attack on memory."""
 
+    report_bytes: int = 16 * 2**20
+    """A page stays under 1 MB; what is larger, no phone should be given."""
+
     segment_bytes: int = 2**31 - 1
     """Protocol buffers and FlatBuffers hold no more, and segments have no external data."""
 

@@ -16,7 +16,9 @@ from tests.conftest import ROOT, once
 OLDEST = (3, 10)
 """What JetPack 6 has, and the oldest Python that a device may have."""
 
-HOST_ONLY = ("torch", "onnx", "onnxscript", "onnx_ir", "yaml", "safetensors", "sklearn")
+HOST_ONLY = (
+    "torch", "onnx", "onnxscript", "onnx_ir", "yaml", "safetensors", "sklearn", "matplotlib",
+)  # fmt: skip
 
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys, edgekit.bundle, edgekit.runtime
@@ -76,7 +78,8 @@ def test_every_module_of_runtime_and_bundle_imports_without_the_host_side(device
 
 
 @pytest.mark.parametrize(
-    "command", ["", "build", "inspect", "run", "verify", "bench", "targets", "doctor"]
+    "command",
+    ["", "build", "inspect", "run", "verify", "bench", "report", "compare", "targets", "doctor"],
 )
 def test_every_help_works_on_a_device(device, command):
     ended = run(device, "edgekit", *command.split(), "--help")
@@ -96,7 +99,9 @@ def test_a_copied_bundle_is_verified_run_and_measured_on_a_device(device, digits
     assert run(device, "edgekit", "inspect", bundle).returncode == 0
 
 
-@pytest.mark.parametrize("command", [["build", "digits"], ["inspect", "digits"], ["targets"]])
+@pytest.mark.parametrize(
+    "command", [["build", "digits"], ["inspect", "digits"], ["targets"], ["report", "digits"]]
+)
 def test_host_commands_say_on_a_device_what_is_missing(device, command):
     ended = run(device, "edgekit", *command)
     assert ended.returncode == 4

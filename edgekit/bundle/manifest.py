@@ -31,6 +31,7 @@ __all__ = [
     "GIVEN",
     "MANIFEST_NAME",
     "ONLY_INPUT",
+    "REPORT_NAME",
     "Axis",
     "Baselines",
     "Certificate",
@@ -61,12 +62,17 @@ __all__ = [
     "parse_policy",
     "parse_tuning",
     "seal",
+    "seal_page",
     "unseal",
+    "unseal_page",
 ]
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 EVIDENCE_NAME = "evidence.json"
+REPORT_NAME = "report.html"
+
+_PAGE_SEAL = b"<!-- SHA-256 of all before: %s -->\n"
 
 _HUGE = 1e300
 """JSON's integers have no end, and one beyond this may not become a float."""
@@ -593,6 +599,27 @@ def unseal(raw: bytes, name: str) -> dict[str, Any]:
     return typing.cast(dict[str, Any], document)
 
 
+def seal_page(page: str) -> bytes:
+    """The bytes of a page of HTML with a comment behind it: the SHA-256 of all before."""
+    raw = page.encode("utf-8", "replace")
+    return raw + _PAGE_SEAL % hashlib.sha256(raw).hexdigest().encode()
+
+
+def unseal_page(raw: bytes, name: str) -> str:
+    """The page in `raw`, without its seal.
+
+    Raises BundleError where it is too large, or not as `seal_page` gave it.
+    """
+    if len(raw) > LIMITS.report_bytes:
+        raise BundleError(
+            f"{name}: {len(raw)} bytes, limit {LIMITS.report_bytes}; edgekit report makes it anew"
+        )
+    page = raw[: -len(_PAGE_SEAL % (b"0" * 64))]
+    if raw != page + _PAGE_SEAL % hashlib.sha256(page).hexdigest().encode():
+        raise BundleError(f"{name}: was changed after it was written; edgekit report makes it anew")
+    return page.decode("utf-8", "replace")
+
+
 def parse_manifest(raw: bytes) -> Manifest:
     """`manifest.json`'s bytes as a Manifest whose every rule holds.
 
@@ -659,7 +686,7 @@ def _check_files(manifest: Manifest) -> None:
     seen: set[str] = set()
     for file in files:
         check_path(file.path)
-        if file.path.lower() in seen | {MANIFEST_NAME, EVIDENCE_NAME}:
+        if file.path.lower() in seen | {MANIFEST_NAME, EVIDENCE_NAME, REPORT_NAME}:
             raise BundleError(f"{MANIFEST_NAME}: {file.path!r} is listed twice; rebuild it")
         seen.add(file.path.lower())
         limit = LIMITS.segment_bytes if isinstance(file, Segment) else LIMITS.file_bytes

@@ -10,17 +10,19 @@ from typing import IO, Any
 from edgekit.bundle.manifest import (
     EVIDENCE_NAME,
     MANIFEST_NAME,
+    REPORT_NAME,
     File,
     Manifest,
     parse_manifest,
     unseal,
+    unseal_page,
 )
 from edgekit.errors import BundleError
 from edgekit.limits import LIMITS
 
-__all__ = ["Bundle", "read_bundle", "read_evidence"]
+__all__ = ["Bundle", "read_bundle", "read_evidence", "read_report"]
 
-BESIDE = frozenset({MANIFEST_NAME, EVIDENCE_NAME})
+BESIDE = frozenset({MANIFEST_NAME, EVIDENCE_NAME, REPORT_NAME})
 """Files that a bundle may hold without listing them; each carries its own seal."""
 
 _CHUNK_BYTES = 2**20
@@ -85,6 +87,22 @@ def read_evidence(bundle: Bundle) -> dict[str, Any] | None:
     if document.get("bundle_id") != bundle.manifest.bundle_id:
         raise BundleError(f"{path}: belongs to another bundle; remove it, or build again")
     return document
+
+
+def read_report(bundle: Bundle) -> tuple[str, bool] | None:
+    """The page that comes with a bundle, and whether it is of the evidence that lies beside it.
+
+    None where there is none. Raises BundleError where it was changed.
+    """
+    path = bundle.path / REPORT_NAME
+    try:
+        page = unseal_page(_read_at_most(path, LIMITS.report_bytes), REPORT_NAME)
+        evidence = _read_at_most(bundle.path / EVIDENCE_NAME, LIMITS.manifest_bytes)
+    except FileNotFoundError as error:
+        return None if error.filename == str(path) else (page, False)
+    except OSError as error:
+        raise BundleError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    return page, f'content="{hashlib.sha256(evidence).hexdigest()}"' in page
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from edgekit.bundle.manifest import MANIFEST_NAME
 from edgekit.errors import BuildError
 
-__all__ = ["check_output", "new_bundle", "write_files"]
+__all__ = ["check_output", "new_bundle", "replace_file", "write_files"]
 
 
 @contextmanager
@@ -65,6 +65,28 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
                 os.fsync(stream.fileno())
         for parent, _, _ in os.walk(folder):
             _sync_folder(Path(parent))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one.
+
+    It is first written beside its folder, where a reader of the bundle does not take it for a file
+    too many. Raises BuildError where the disk is full or refuses.
+    """
+    path = path.resolve()
+    with _as_build_error(path):
+        handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(fresh).chmod(0o644)  # mkstemp's is private; a bundle is to be copied.
+            Path(fresh).replace(path)
+        except BaseException:
+            Path(fresh).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
 
 
 def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:

@@ -7,15 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.reader import read_bundle, read_report
 from edgekit.bundle.writer import check_output
 from edgekit.cli.output import (
     JsonOption,
     StageProgress,
     Terminal,
-    bytes_text,
     print_segments,
 )
-from edgekit.errors import DeviceError
+from edgekit.errors import BundleError, DeviceError
+from edgekit.report.words import bytes_text
 from edgekit.runtime.device import describe, other_than_target
 
 __all__ = ["SetOption", "build", "require", "resolve"]
@@ -49,6 +50,9 @@ def build(
     ] = False,
     use_cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Use what earlier builds worked out.")
+    ] = True,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Draw report.html into the bundle.")
     ] = True,
     json_to: JsonOption = None,
 ) -> None:
@@ -94,12 +98,15 @@ def build(
         with StageProgress(terminal).live("importing torch"):
             from edgekit import pipeline
         built = pipeline.carry_out(plan, folder, StageProgress(terminal))
+    lacking = _report(terminal, folder) if report else None
     _print(terminal, built.manifest, built.evidence)
     verb = "Nothing to do for" if plan.finished else "Wrote"
     bundle = f"{folder} ({built.manifest.bundle_id[:12]})"
     terminal.line(f"\n{verb} {bundle}. Next: {_next(built.manifest, folder)}")
     if cache is not None and cache.problem:
         terminal.line(f"Note: the cache could not be written: {cache.problem}")
+    if lacking:
+        terminal.line(f"Note: no report.html: {lacking}")
     terminal.json({"path": str(folder), **built.evidence})
 
 
@@ -123,6 +130,26 @@ def require(*modules: str) -> None:
             f"this command belongs to the host side, and {', '.join(lacking)} is not installed: "
             "pip install 'edgekit[build]' (Python 3.11 or newer)"
         )
+
+
+def _report(terminal: Terminal, folder: Path) -> str | None:
+    """Draw the bundle's page, where it has none of this build's; why not, if it cannot be."""
+    from edgekit.report import plots
+    from edgekit.report.bundles import write_report
+
+    bundle = read_bundle(folder)
+    try:
+        if (read_report(bundle) or (None, False))[1]:
+            return None
+    except BundleError:
+        pass  # One that was changed is drawn anew.
+    try:
+        plots.demand()
+    except DeviceError as error:
+        return str(error)
+    with StageProgress(terminal).stage("report"):
+        write_report(bundle)
+    return None
 
 
 def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> None:

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit.bundle.manifest import MANIFEST_NAME, TensorSpec, Variant, boundaries
+from edgekit.bundle.manifest import MANIFEST_NAME, Variant, boundaries
 from edgekit.errors import BuildError
+from edgekit.report.words import bytes_text, tensor_text
 
 __all__ = [
     "JsonOption",
     "StageProgress",
     "Terminal",
-    "bytes_text",
     "print_error",
     "print_segments",
     "refuse_inside_a_bundle",
@@ -44,16 +44,6 @@ def refuse_inside_a_bundle(path: Path) -> None:
             raise BuildError(f"{path}: lies in the bundle {folder}; write it elsewhere")
 
 
-def bytes_text(size_bytes: int) -> str:
-    """A size for people, in powers of 1000 as disks are sold."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
 def print_segments(terminal: "Terminal", variant: Variant, sources: Sequence[str]) -> None:
     """A table of a chain's segments: what each holds, and what crosses the cut behind it.
 
@@ -69,18 +59,12 @@ def print_segments(terminal: "Terminal", variant: Variant, sources: Sequence[str
                 f"{segment.parameters:,}",
                 f"{segment.macs / 1e6:,.2f} M",
                 bytes_text(segment.size_bytes) if segment.size_bytes else "-",
-                ", ".join(_tensor_text(variant.tensors[name]) for name in crossing) or "-",
+                ", ".join(tensor_text(variant.tensors[name]) for name in crossing) or "-",
             ]
         )
     terminal.table(
         "Segments", ["segment", "exit", "parameters", "MACs", "file", "boundary per sample"], rows
     )
-
-
-def _tensor_text(spec: TensorSpec) -> str:
-    shape = "x".join("?" if size is None else str(size) for size in spec.shape[1:])
-    size_bytes = spec.bytes_per_sample
-    return f"{shape} {spec.dtype}" + ("" if size_bytes is None else f" ({bytes_text(size_bytes)})")
 
 
 _UNWRAPPED = 1000

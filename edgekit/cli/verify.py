@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.bundle.reader import read_bundle, read_evidence
+from edgekit.bundle.reader import read_bundle, read_evidence, read_report
 from edgekit.cli.output import JsonOption, Terminal
 from edgekit.runtime import Chain
 from edgekit.runtime.device import describe, other_than_target
@@ -27,6 +27,10 @@ def verify(
     terminal.line(f"files     {len(files)} as built, {size_mb:.1f} MB")
     if read_evidence(found) is not None:
         terminal.line("evidence  as written, and of this bundle")
+    if (page := read_report(found)) is not None:
+        of_this = "as written, and of this evidence"
+        other = f"as written, but of other evidence; edgekit report {bundle} makes it anew"
+        terminal.line(f"report    {of_this if page[1] else other}")
     chain = Chain.from_bundle(found)
     golden = verify_golden(found, chain)
     worst = max(golden.max_relative_error.values())

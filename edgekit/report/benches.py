@@ -1,0 +1,143 @@
+"""Reports of `edgekit bench --json`: read from where they lie, and held against one another."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.reader import read_bundle, read_evidence
+from edgekit.errors import InputError
+from edgekit.limits import LIMITS
+
+__all__ = ["Bench", "demand_of", "differences", "read_bench", "read_report_file"]
+
+_LATENCY = ("mean", "p50", "p90", "p95", "p99")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A report, where it is from, and the name that tells it from the others beside it."""
+
+    source: str
+    report: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What was measured."""
+        return str(self.report["name"])
+
+    @property
+    def device(self) -> str:
+        """On what."""
+        return str(self.report["device"]["cpu"])
+
+
+def read_bench(path: Path) -> Bench:
+    """The report in a JSON file, or the one that was made at the end of a bundle's build.
+
+    Raises InputError where there is none, BundleError for a bundle that is not as it was built.
+    """
+    if not path.is_dir():
+        return Bench(str(path), read_report_file(path))
+    evidence = read_evidence(read_bundle(path)) or {}
+    report = evidence.get("bench")
+    if report is None:
+        raise InputError(
+            f"{path}: nothing was measured at its build; edgekit bench {path} --json FILE does, "
+            "then name the FILE"
+        )
+    return Bench(str(path), _demand(report, str(path)))
+
+
+def read_report_file(path: Path) -> dict[str, Any]:
+    """The report of `edgekit bench --json` in a file. Raises InputError for anything else."""
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(LIMITS.manifest_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if len(raw) > LIMITS.manifest_bytes:
+        raise InputError(f"{path}: larger than {LIMITS.manifest_bytes} bytes, so it is no report")
+    try:
+        return _demand(json.loads(raw), str(path))
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"{path}: is no JSON; edgekit bench BUNDLE --json FILE writes it"
+        ) from None
+
+
+def demand_of(manifest: Manifest, report: dict[str, Any], where: str) -> None:
+    """Raises InputError where a report is of another bundle."""
+    if report["bundle_id"] != manifest.bundle_id:
+        raise InputError(
+            f"{where}: is of bundle {report['bundle_id'][:12]}, this is "
+            f"{manifest.bundle_id[:12]}; edgekit bench BUNDLE --json FILE measures it"
+        )
+    variant = manifest.variant()
+    segments = [one["name"] for one in report["segments"]]
+    exits = [one["name"] for one in report["exits"]]
+    if segments != [one.name for one in variant.segments] or exits != [*variant.exits]:
+        raise InputError(f"{where}: has other segments or exits than the bundle; measure it again")
+
+
+def differences(benches: Sequence[Bench]) -> list[str]:
+    """Why some of these cannot be held against one another, in words."""
+    found = []
+    for key, words in (
+        ("samples", "Not of the same samples: {}. Accuracies and exit rates are of different data"),
+        (
+            "classes",
+            "They tell different numbers of classes: {}. Accuracies are of different tasks",
+        ),
+        ("threads", "Not with as many threads: {}"),
+    ):
+        values = [one.report[key] for one in benches]
+        if len(set(values)) > 1:
+            found.append(words.format(", ".join(map(str, values))) + ".")
+    for one in benches:
+        if not one.report["valid"]:
+            reasons = "; ".join(one.report["reasons"])
+            found.append(f"Do not rely on the figures of {one.source}: {reasons}.")
+        if not one.report["on_target"]:
+            found.append(
+                f"{one.source} was not measured on its target: {one.report['other_device']}."
+            )
+    return found
+
+
+def _demand(report: Any, where: str) -> dict[str, Any]:
+    """A report that has what is shown of it. Raises InputError where it has not."""
+    try:
+        texts = [report[key] for key in ("name", "target", "engine", "precision", "bundle_id")]
+        texts += [report["verdict"], report["clock"], report["device"]["cpu"]]
+        texts += [report["device"]["machine"], *report["reasons"]]
+        texts += [one["name"] for key in ("exits", "segments", "beside") for one in report[key]]
+        numbers = [report[key] for key in ("speedup", "full_depth_ratio", "efficiency")]
+        numbers += [report[key] for key in ("samples", "rounds", "threads", "classes")]
+        numbers += [one["rate"] for one in report["exits"]]
+        numbers += [one["latency_ms"] for one in report["segments"]]
+        maybe = []
+        measured = [report, *(report[key] for key in ("plain", "whole", "full_depth"))]
+        for one in (*measured, *report["beside"]):
+            numbers.append(one["latency_ms"]["mean"])
+            maybe += [one["accuracy"], *(one["latency_ms"][key] for key in _LATENCY)]
+        for one in report["exits"]:
+            maybe += [one["accuracy"], *(one["latency_ms"] or {}).values()]
+        sound = (
+            all(isinstance(one, str) for one in texts)
+            and all(type(one) in {int, float} for one in numbers)
+            and all(one is None or type(one) in {int, float} for one in maybe)
+            and all(type(report[key]) is bool for key in ("valid", "on_target"))
+            and len(report["exits"]) == len(report["segments"])
+            and min(one["latency_ms"]["mean"] for one in measured) > 0
+        )
+    except (TypeError, LookupError, AttributeError):
+        sound = False
+    if not sound:
+        raise InputError(
+            f"{where}: is no report of this edgekit's bench; edgekit bench BUNDLE --json FILE "
+            "writes one"
+        )
+    return dict(report)

@@ -1,0 +1,58 @@
+"""How far confidence is from accuracy."""
+
+from typing import Any
+
+from edgekit.report import plots
+from edgekit.report.facts import Facts
+from edgekit.report.page import Figure, Section, Table, Text
+from edgekit.report.words import share_text, short
+
+__all__ = ["temperatures"]
+
+
+def temperatures(facts: Facts) -> Section | None:
+    """How far confidence is from accuracy, before and after each exit's temperature."""
+    found = facts.notes("tune").get("temperature")
+    if not found:
+        return None
+    table = Table(
+        "Expected calibration error",
+        ("exit", "temperature", "before", "after"),
+        tuple(
+            (
+                name,
+                f"{one['temperature']:.4g}",
+                share_text(one["ece_before"], 2),
+                share_text(one["ece_after"], 2),
+            )
+            for name, one in found.items()
+        ),
+    )
+    drawn = [
+        (title, [plots.Line(short(name, 10), *_diagram(one[key])) for name, one in found.items()])
+        for title, key in (("before", "bins_before"), ("after", "bins_after"))
+        if all(key in one for one in found.values())
+    ]
+    text = Text(
+        "An exit's logits are divided by its temperature, so that of the answers with a confidence "
+        "of 90 % about 90 % are right. The expected calibration error is how far confidence is "
+        "from accuracy, on average."
+    )
+    if not drawn:
+        return Section("Temperatures", (text, table))
+    figure = Figure(
+        "Accuracy against confidence, tuning split",
+        plots.calibration("temperature", drawn),
+        ", ".join(
+            f"{name} from {share_text(one['ece_before'], 2)} to {share_text(one['ece_after'], 2)}"
+            for name, one in found.items()
+        ),
+        (table,),
+    )
+    return Section("Temperatures", (text, figure, table))
+
+
+def _diagram(bins: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean confidence and accuracy of the bins that hold samples."""
+    held = [one for one in bins if one["count"]]
+    return tuple(one["confidence"] for one in held), tuple(one["accuracy"] for one in held)

@@ -1,0 +1,84 @@
+"""Numbers as people read them: few digits, thousands apart, units behind."""
+
+import math
+
+from edgekit.bundle.manifest import TensorSpec
+
+__all__ = [
+    "ABSENT",
+    "bytes_text",
+    "count_text",
+    "error_text",
+    "macs_text",
+    "ms_text",
+    "pair",
+    "share_text",
+    "short",
+    "tensor_text",
+    "times_text",
+]
+
+ABSENT = "\N{EN DASH}"
+"""Stands where nobody knows."""
+
+
+def bytes_text(size_bytes: float) -> str:
+    """A size for people, in powers of 1000 as disks are sold."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def tensor_text(spec: TensorSpec) -> str:
+    """A tensor of one sample: sizes, element type, and bytes where they do not vary."""
+    shape = "x".join("?" if size is None else str(size) for size in spec.shape[1:])
+    size_bytes = spec.bytes_per_sample
+    return f"{shape} {spec.dtype}" + ("" if size_bytes is None else f" ({bytes_text(size_bytes)})")
+
+
+def count_text(count: float | None) -> str:
+    """A whole number with thousands apart."""
+    return ABSENT if count is None else f"{count:,.0f}"
+
+
+def macs_text(macs: float | None) -> str:
+    """Multiply-accumulates, in millions as networks are compared."""
+    return ABSENT if macs is None else f"{macs / 1e6:,.2f} M"
+
+
+def share_text(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return ABSENT if share is None else f"{share:.{digits}%}"
+
+
+def ms_text(value: float | None) -> str:
+    """Three significant digits: of milliseconds, or of whatever else is measured."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"
+
+
+def times_text(factor: float | None) -> str:
+    """How many times as fast, or as large."""
+    return ABSENT if factor is None else f"{factor:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def error_text(error: float | None) -> str:
+    """An error over magnitudes; a plain 0 is exact."""
+    return ABSENT if error is None else "0" if error == 0 else f"{error:.1e}"
+
+
+def pair(*values: str | None) -> str:
+    """A value, and beside it the one that is marked, where there is one."""
+    return " | ".join(one for one in values if one)
+
+
+def short(text: str, most: int = 16) -> str:
+    """A name that fits beside a picture; tables have all of it."""
+    plain = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
