@@ -97,6 +97,8 @@ def cli(
 
     def run(*arguments: object) -> Ended:
         capsys.readouterr()
+        if arguments[:1] == ("build",) and "--report" not in arguments:
+            arguments += ("--no-report",)  # It takes a second; its own tests ask for it.
         monkeypatch.setattr(sys, "argv", ["edgekit", *map(str, arguments)])
         code = 0
         try:

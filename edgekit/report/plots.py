@@ -90,6 +90,9 @@ _STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.7,
 }
 
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
+"""What may stand in no SVG; matplotlib writes it down as it comes."""
+
 _MARKERS = ("o", "s", "D", "^")
 _DASHES = ("-", "--", ":", "-.")
 
@@ -261,11 +264,11 @@ def bars(name: str, axis: str, found: Sequence[Bar]) -> str:
             axes.text(max(bar.value, bar.mark or 0) + end * 0.03, row, bar.text, va="center")
         # What stands behind the longest bar needs room, whichever bar has the longest text.
         axes.set_xlim(0, end * (1.1 + 0.042 * max((len(bar.text) for bar in found), default=0)))
-        axes.set_yticks(rows, [short(bar.name, 18) for bar in found])
+        axes.set_yticks(rows, [short(bar.name) for bar in found])
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         # Where only words stand, an axis has no ticks: no share is above 100 %.
-        axes.set_xticks([one for one in _few_ticks().tick_values(0, end) if one <= end * 1.01])
+        axes.set_xticks([one for one in _few_ticks(4).tick_values(0, end) if one <= end * 1.01])
         axes.set_xlabel(axis)
         axes.grid(axis="x")
 
@@ -299,7 +302,7 @@ def stacks(
         axes.plot(*zip(*here, strict=True) if here else ((), ()), "D", color=SERIES[1], ms=5,
                   label=mark)  # fmt: skip
         axes.set_xlim(0, end * 1.06)
-        axes.set_yticks(range(len(rows)), [short(one, 18) for one, _ in rows])
+        axes.set_yticks(range(len(rows)), [short(one) for one, _ in rows])
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(_few_ticks())
@@ -344,11 +347,8 @@ def panels(
                 else:
                     axes.plot(x, one.y, _MARKERS[number % 4], color=color, ms=4.5, mec=PAPER,
                               mew=0.5, clip_on=False, label=one.name)  # fmt: skip
-                for words, *point in zip(getattr(one, "labels", ()), x, one.y, strict=False):
-                    right = point[0] > (min(x) + max(x)) / 2
-                    axes.annotate(short(words, 22), point, (-6 if right else 6, 4),
-                                  textcoords="offset points", ha="right" if right else "left",
-                                  fontsize=7)  # fmt: skip
+                if isinstance(one, Marks):
+                    _named(axes, one, x)
             if line is not None:
                 axes.axhline(line[1], color=SOFT, lw=1, ls=(0, (4, 2)), label=line[0])
             for words, value in upright:
@@ -504,7 +504,7 @@ def _drawn(name: str, height: float, paint: "Callable[[Figure], None]") -> str:
 
 def _inline(svg: str, name: str) -> str:
     """An SVG file's text as an element: no header, names of its own, colours of the page."""
-    text = svg[svg.index("<svg") :]
+    text = _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", svg[svg.index("<svg") :])
     # A page has its own style sheet, which would not stay inside the figure.
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     (view_box,) = re.findall(r'viewBox="[^"]*"', text[: text.index(">")])
@@ -533,6 +533,20 @@ def _legend(figure: "Figure") -> None:
             handlelength=1.6,
             columnspacing=1.2,
         )
+
+
+def _named(axes: "Axes", marks: Marks, x: Sequence[float]) -> None:
+    """Names beside points; of points that lie together the first one's, for a table has all."""
+    named: list[tuple[float, float]] = []
+    wide, high = (max(one) - min(one) or 1.0 for one in (x, marks.y)) if x else (1.0, 1.0)
+    for words, *(left, up) in zip(marks.labels, x, marks.y, strict=False):
+        if any(abs(left - a) < wide * 0.5 and abs(up - b) < high * 0.12 for a, b in named):
+            continue
+        named.append((left, up))
+        right = left > (min(x) + max(x)) / 2
+        axes.annotate(short(words, 18), (left, up), (-6 if right else 6, 4),
+                      textcoords="offset points", ha="right" if right else "left",
+                      fontsize=7)  # fmt: skip
 
 
 def _roomy(axes: "Axes", least: float) -> None:

@@ -1,5 +1,7 @@
 """Numbers as people read them: few digits, thousands apart, units behind."""
 
+import bisect
+import itertools
 import math
 
 from edgekit.bundle.manifest import TensorSpec
@@ -78,7 +80,15 @@ def pair(*values: str | None) -> str:
     return " | ".join(one for one in values if one)
 
 
-def short(text: str, most: int = 16) -> str:
-    """A name that fits beside a picture; tables have all of it."""
+def short(text: str, most: int = 18) -> str:
+    """A name that fits beside a picture, as wide as `most` usual letters; tables have all of it."""
     plain = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
-    return plain if len(plain) <= most else plain[: most - 1] + "…"
+    ends = list(itertools.accumulate(map(_width, plain)))
+    if not ends or ends[-1] <= most:
+        return plain
+    return plain[: bisect.bisect_right(ends, most - 1)] + "…"
+
+
+def _width(one: str) -> float:
+    """How many usual letters a capital takes, or a character of East Asia."""
+    return 1.6 if one.isupper() or one in "mw@%&<>" or ord(one) > 0x2E7F else 1.0

@@ -7,7 +7,9 @@ import pytest
 
 from edgekit.runtime.device import describe
 
-COMMANDS = ["build", "inspect", "run", "verify", "bench", "targets", "doctor"]
+COMMANDS = [
+    "build", "inspect", "run", "verify", "bench", "report", "compare", "targets", "doctor",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -213,3 +215,42 @@ def test_with_json_on_standard_output_nothing_else_stands_there(
     ended = cli(command, *place.get(command, [built_tiny]), "--json", "-")
     assert ended.code == 0
     json.loads(ended.out)
+
+
+def test_a_build_draws_a_page_once_and_verify_says_whether_it_is_as_written(
+    cli, tiny_recipe, tmp_path
+):
+    bundle = tmp_path / "out"
+    ended = cli("build", tiny_recipe, "--output", bundle, "--report")
+    assert ended.code == 0
+    assert "  report " in ended.out
+    page = bundle / "report.html"
+    assert "edgekit build" in page.read_text(encoding="utf-8")
+    stat = page.stat()
+    ended = cli("build", tiny_recipe, "--output", bundle, "--report")
+    assert "nothing has changed" in ended.out
+    assert "  report " not in ended.out
+    assert page.stat() == stat
+    assert "report    as written" in cli("verify", bundle).out
+    page.write_bytes(page.read_bytes().replace(b"<h1>", b"<h1>Not "))
+    ended = cli("verify", bundle)
+    assert ended.code == 3
+    assert "report.html: was changed after it was written" in ended.err
+    ended = cli("report", bundle, "--json", "-")
+    assert ended.code == 0
+    assert json.loads(ended.out)["size_bytes"] == page.stat().st_size < 1e6
+    assert cli("verify", bundle).code == 0
+    page.write_bytes(b"")
+    assert "  report " in cli("build", tiny_recipe, "--output", bundle, "--report").out
+
+
+def test_compare_shows_bundles_and_files_and_writes_a_page(cli, built_tiny, tmp_path):
+    bench, page = tmp_path / "bench.json", tmp_path / "page.html"
+    assert cli("bench", built_tiny, "--rounds", 1, "--json", bench).code == 0
+    ended = cli("compare", built_tiny, bench, "--page", page, "--json", "-")
+    assert ended.code == 0
+    assert str(built_tiny) in ended.err
+    report = json.loads(ended.out)
+    assert [one["source"] for one in report["reports"]] == [str(built_tiny), str(bench)]
+    assert report["reports"][0]["name"] == "tiny"
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")

@@ -299,3 +299,38 @@ def test_a_file_that_holds_no_policy_is_refused(cli, built_tiny, tmp_path):
         (tmp_path / "policy.json").write_bytes(content)
         ended = cli("run", built_tiny, picture, "--policy", tmp_path / "policy.json")
         assert_refused(ended, 1, "policy.json", words)
+
+
+def test_a_page_without_matplotlib_is_a_note_of_build_and_refused_by_report(
+    cli, built_tiny, tiny_recipe, tmp_path, monkeypatch
+):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
+    )
+    ended = cli("build", tiny_recipe, "--output", tmp_path / "out", "--report")
+    assert ended.code == 0
+    assert "Note: no report.html: figures need matplotlib" in ended.out
+    assert not (tmp_path / "out/report.html").exists()
+    assert_refused(cli("report", built_tiny), 4, "matplotlib", "pip install 'edgekit[build]'")
+    page = tmp_path / "page.html"
+    assert_refused(cli("compare", built_tiny, built_tiny, "--page", page), 4, "matplotlib")
+    assert not page.exists()
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(cli, built_tiny, tmp_path):
+    assert_refused(cli("compare", built_tiny), 1, "two reports or more")
+    assert_refused(cli("compare", built_tiny, tmp_path / "none.json"), 1, "none.json")
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert_refused(cli("compare", built_tiny, other), 1, "other.json", "is no report")
+    inside = built_tiny / "page.html"
+    assert_refused(
+        cli("compare", built_tiny, built_tiny, "--page", inside), 1, "lies in the bundle"
+    )
+    nowhere = tmp_path / "no/page.html"
+    assert_refused(
+        cli("compare", built_tiny, built_tiny, "--page", nowhere), 1, "cannot be written"
+    )

@@ -122,9 +122,12 @@ def _sureness(facts: Facts) -> list[Part]:
         Figure(
             "How sure those are that reach an exit, tuning split",
             plots.histograms("sure", "confidence", found, scale),
-            "Of each early exit, the confidences of all samples that reach it"
-            + (f", parted in {which} and not." if told else ".")
-            + " What lies right of the dashed line leaves there.",
+            "What lies right of the dashed line leaves there. "
+            + " ".join(
+                f"{name}: {count_text(int((taken >= number).sum()))} reach it, "
+                f"{count_text(int((taken == number).sum()))} leave."
+                for number, name in enumerate(facts.exits[:-1][:_HISTOGRAMS])
+            ),
             (
                 Table(
                     "Samples that reach an exit, by confidence",

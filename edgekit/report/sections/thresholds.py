@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from edgekit.bundle.manifest import GIVEN
 from edgekit.report import plots
 from edgekit.report.facts import BOUNDED, Facts
 from edgekit.report.page import Figure, Part, Section, Table, Text
-from edgekit.report.words import ABSENT, count_text, ms_text, share_text
-from edgekit.tuning.search import Points, front, shared
+from edgekit.report.words import count_text, ms_text, share_text
+from edgekit.tuning.search import Points, shared
 
 __all__ = ["thresholds"]
 
@@ -17,42 +18,34 @@ _CURVE = 60
 def thresholds(facts: Facts) -> Section:
     """The policy, what its thresholds trade, and what is promised of them."""
     policy = facts.manifest.policy
-    tuned = facts.notes("tune")
-    parts: list[Part] = []
-    how = {
-        "last": "each exit's own logits",
-        "sum": "the sum of the logits so far",
-        "geometric": "the geometric mean of the probabilities so far",
+    looked_at = {
+        "last": f"{policy.criterion}, of its own logits",
+        "sum": f"{policy.criterion}, of the sum of the logits so far",
+        "geometric": f"{policy.criterion}, of the geometric mean of the probabilities so far",
     }[policy.combine]
-    parts.append(
+    if policy.criterion == GIVEN:
+        looked_at = "which it gives itself"
+    parts: list[Part] = [
         Text(
-            f"A sample leaves at the first exit whose confidence ({policy.criterion}, of {how}) is "
-            "at least its threshold; the final exit takes the rest"
+            f"A sample leaves at the first exit whose confidence ({looked_at}) is at least its "
+            "threshold; the final exit takes the rest"
             + (
                 "."
                 if policy.otherwise == "last"
-                else f", and the answer is then that of {policy.otherwise.replace('_', ' ')}."
+                else ", and of all exits the one of the greatest confidence then answers."
             )
         )
-    )
-    at_exit = tuned.get("exit_rates", {})
-    rows = [
-        (
-            name,
-            f"{policy.thresholds[number]:.6g}" if number < len(policy.thresholds) else "takes all",
-            share_text(at_exit.get(name)),
-            f"{policy.temperatures[number]:.4g}" if policy.temperatures else ABSENT,
-            facts.priced(facts.costs[number]),
-        )
-        for number, name in enumerate(facts.exits)
     ]
-    parts.append(
-        Table(
-            "As deployed",
-            ("exit", "threshold", "leave (tuning split)", "temperature", "cost up to here"),
-            tuple(rows),
-        )
-    )
+    rates = facts.notes("tune").get("exit_rates", {})
+    columns = {
+        "threshold": [*(f"{one:.6g}" for one in policy.thresholds), "takes all"],
+        "leave, tuning split": [share_text(rates.get(name)) for name in facts.exits],
+        "cost up to here": [facts.priced(one) for one in facts.costs],
+    }
+    if policy.temperatures is not None:
+        columns["temperature"] = [f"{one:.4g}" for one in policy.temperatures]
+    rows = tuple(zip(facts.exits, *columns.values(), strict=True))
+    parts.append(Table("As deployed", ("exit", *columns), rows))
     parts += _trade(facts)
     parts += _promise(facts)
     return Section("Thresholds, and what is promised", tuple(parts))
@@ -124,7 +117,7 @@ def _trade(facts: Facts) -> list[Part]:
         )
     ]
     if told:
-        parts.append(_front(facts, front(every), now_right, now_cost, what))
+        parts.append(_front(facts, curve, now_right, now_cost, what))
     return parts
 
 
@@ -143,7 +136,12 @@ def _front(facts: Facts, alike: Points, now_right: float, now_cost: float, what:
             tuple(float(one) / divisor for one in alike.costs),
             tuple(float(one) / samples for one in alike.right),
         ),
-        plots.Marks("all at one exit", tuple(float(one) / divisor for one in costs), tuple(alone)),
+        plots.Marks(
+            "all at one exit",
+            tuple(float(one) / divisor for one in costs),
+            tuple(alone),
+            labels=facts.exits,
+        ),
     ]
     tables = [
         Table(
