@@ -8,7 +8,19 @@ import traceback
 import typer
 
 import edgekit
-from edgekit.cli import bench, build, cache, compare, doctor, inspect, report, run, targets, verify
+from edgekit.cli import (
+    bench,
+    build,
+    cache,
+    compare,
+    doctor,
+    inspect,
+    report,
+    run,
+    targets,
+    tune,
+    verify,
+)
 from edgekit.cli.output import print_error
 from edgekit.errors import EdgekitError
 
@@ -24,7 +36,19 @@ app = typer.Typer(
     epilog="Exit codes: 0 fine, 1 user or recipe, 2 usage, 3 verification refused, "
     "4 device or engine, 70 a bug.",
 )
-for command in (build, inspect, run, verify, bench, report, compare, targets, cache, doctor):
+for command in (
+    build,
+    inspect,
+    run,
+    verify,
+    bench,
+    report,
+    compare,
+    tune,
+    targets,
+    cache,
+    doctor,
+):
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))
 
 

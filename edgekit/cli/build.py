@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from edgekit.bundle.manifest import Manifest
-from edgekit.bundle.reader import read_bundle, read_report
 from edgekit.bundle.writer import check_output
 from edgekit.cli.output import (
     JsonOption,
@@ -17,11 +16,12 @@ from edgekit.cli.output import (
     Terminal,
     print_segments,
 )
-from edgekit.errors import BundleError, DeviceError
+from edgekit.cli.report import ReportOption, draw_page
+from edgekit.errors import DeviceError
 from edgekit.report.words import bytes_text
 from edgekit.runtime.device import describe, other_than_target
 
-__all__ = ["SetOption", "build", "require", "resolve"]
+__all__ = ["SetOption", "build", "print_tuned", "require", "resolve"]
 
 SetOption = Annotated[
     list[str],
@@ -53,9 +53,7 @@ def build(
     use_cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Use what earlier builds worked out.")
     ] = True,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Draw report.html into the bundle.")
-    ] = True,
+    report: ReportOption = True,
     json_to: JsonOption = None,
 ) -> None:
     """Build a recipe for a target: export, split, lower, optimize, quantize, tune, check, write."""
@@ -101,7 +99,7 @@ def build(
             from edgekit import pipeline
         command = shlex.join(["edgekit", *sys.argv[1:]])
         built = pipeline.carry_out(plan, folder, StageProgress(terminal), command=command)
-    lacking = _report(terminal, folder) if report else None
+    lacking = draw_page(terminal, folder) if report else None
     _print(terminal, built.manifest, built.evidence)
     verb = "Nothing to do for" if plan.finished else "Wrote"
     bundle = f"{folder} ({built.manifest.bundle_id[:12]})"
@@ -133,26 +131,6 @@ def require(*modules: str) -> None:
             f"this command belongs to the host side, and {', '.join(lacking)} is not installed: "
             "pip install 'edgekit[build]' (Python 3.11 or newer)"
         )
-
-
-def _report(terminal: Terminal, folder: Path) -> str | None:
-    """Draw the bundle's page, where it has none of this build's; why not, if it cannot be."""
-    from edgekit.report import plots
-    from edgekit.report.bundles import write_report
-
-    bundle = read_bundle(folder)
-    try:
-        if (read_report(bundle) or (None, False))[1]:
-            return None
-    except BundleError:
-        pass  # One that was changed is drawn anew.
-    try:
-        plots.demand()
-    except DeviceError as error:
-        return str(error)
-    with StageProgress(terminal).stage("report"):
-        write_report(bundle)
-    return None
 
 
 def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> None:
@@ -191,11 +169,15 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> 
 
 
 def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
-    """What quantize and tune came to, in a line each."""
+    """What quantize and tune came to, in a line or some."""
     terminal.line()
     if shares := notes["quantize"].get("integer_share"):
         terminal.line(f"integers   {shares['chain']:.1%} of the MACs outside the heads")
-    tuned = notes["tune"]
+    print_tuned(terminal, notes["tune"])
+
+
+def print_tuned(terminal: Terminal, tuned: dict[str, Any]) -> None:
+    """What the thresholds are, and what came of them on the tuning split."""
     if "exit_rates" in tuned:
         at = ", ".join(f"{exit} {value:.6g}" for exit, value in tuned["thresholds"].items())
         leave = ", ".join(f"{exit} {rate:.1%}" for exit, rate in tuned["exit_rates"].items())
@@ -214,6 +196,8 @@ def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
             )
         elif "agreement" in tuned:
             terminal.line(f"agreement  {tuned['agreement']:.2%} {samples} with the final exit")
+        if "mean_latency_ms" in tuned:
+            terminal.line(f"latency    {tuned['mean_latency_ms']:.3f} ms on average")
         if promised := tuned.get("certificate"):
             terminal.line(
                 f"certified  at most {promised['risk']:.2%} {promised['of'].replace('_', ' ')}, "

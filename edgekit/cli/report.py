@@ -5,12 +5,17 @@ from typing import Annotated
 
 import typer
 
-from edgekit.bundle.reader import read_bundle
-from edgekit.cli.output import JsonOption, Terminal
+from edgekit.bundle.reader import read_bundle, read_report
+from edgekit.cli.output import JsonOption, StageProgress, Terminal
+from edgekit.errors import BundleError, DeviceError
 from edgekit.report import plots
 from edgekit.report.words import bytes_text
 
-__all__ = ["report"]
+__all__ = ["ReportOption", "draw_page", "report"]
+
+ReportOption = Annotated[
+    bool, typer.Option("--report/--no-report", help="Draw report.html into the bundle.")
+]
 
 
 def report(
@@ -33,3 +38,22 @@ def report(
     size_bytes = path.stat().st_size
     terminal.line(f"Wrote {path} ({bytes_text(size_bytes)})")
     terminal.json({"path": str(path), "size_bytes": size_bytes})
+
+
+def draw_page(terminal: Terminal, folder: Path) -> str | None:
+    """Draw a new bundle's page, where it has none of this evidence; why not, if it cannot be."""
+    from edgekit.report.bundles import write_report
+
+    bundle = read_bundle(folder)
+    try:
+        if (read_report(bundle) or ("", False))[1]:
+            return None
+    except BundleError:
+        pass  # One that was changed is drawn anew.
+    try:
+        plots.demand()
+    except DeviceError as error:
+        return str(error)
+    with StageProgress(terminal).stage("report"):
+        write_report(bundle)
+    return None

@@ -83,12 +83,14 @@ def draw(facts: Facts) -> str:
 
 
 def _carried(bundle: Bundle) -> tuple[Sequence[Array], Array | None]:
-    """The images of the test split that the bundle carries, and their classes; none if none."""
+    """The images of the test split that the bundle carries, and its classes; none if none."""
     data = bundle.manifest.test_data
-    pictured = [one.name for one in bundle.manifest.inputs if one.image is not None]
-    if data is None or not pictured:
+    if data is None:
         return (), None
+    labels = load_array(bundle, data.labels) if data.labels else None
+    pictured = [one.name for one in bundle.manifest.inputs if one.image is not None]
+    if not pictured:
+        return (), labels
     path = data.inputs[pictured[0]]
     images = load_arrays(bundle, path) if path.endswith(".npz") else load_array(bundle, path)
-    labels = load_array(bundle, data.labels) if data.labels else None
     return [np.asarray(one) for one in images], labels

@@ -76,10 +76,21 @@ class Facts:
         return np.array(tuning.costs if tuning else self.work, float)
 
     @functools.cached_property
+    def tested(self) -> dict[str, Any]:
+        """`exit_rates` by exit, and `accuracy` where there are labels, of the test split."""
+        decided = self.evidence.get("decisions")
+        if "tuned_from" not in self.evidence or not decided:
+            return {} if "tuned_from" in self.evidence else self.notes("verify")
+        # What the build counted was of the policy before.
+        rates = {name: decided["exits"].count(name) / len(decided["exits"]) for name in self.exits}
+        if self.labels is None or not self.told:
+            return {"exit_rates": rates}
+        return {"exit_rates": rates, "accuracy": float(np.mean(decided["classes"] == self.labels))}
+
+    @functools.cached_property
     def rates(self) -> list[float]:
         """The share that leaves at each exit, of the test split if there is one; else empty."""
-        notes = (self.notes(stage).get("exit_rates") for stage in ("verify", "tune"))
-        found = next(filter(None, notes), None)
+        found = self.tested.get("exit_rates") or self.notes("tune").get("exit_rates")
         return [float(found.get(name, 0)) for name in self.exits] if found else []
 
     @property

@@ -36,9 +36,9 @@ def exits(facts: Facts) -> Section:
 
 def _leaving(facts: Facts) -> list[Part]:
     """The share that leaves at each exit, of every data there is."""
-    splits = (("test split", "verify"), ("tuning split", "tune"))
+    splits = (("test split", facts.tested), ("tuning split", facts.notes("tune")))
     tried: dict[str, dict[str, float]] = {
-        name: facts.notes(stage).get("exit_rates", {}) for name, stage in splits
+        name: counted.get("exit_rates", {}) for name, counted in splits
     }
     if facts.bench is not None and facts.measured:
         tried["bench"] = {one["name"]: one["rate"] for one in facts.bench["exits"]}

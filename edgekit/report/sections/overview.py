@@ -21,7 +21,7 @@ def overview(facts: Facts) -> Section:
             (times_text(bench["speedup"]), "as fast as plain", "the network with one exit"),
             (f"{ms_text(chain_ms)} ms", "mean latency", f"plain {ms_text(plain_ms)} ms"),
         ]
-    accuracy = facts.notes("verify").get("accuracy")
+    accuracy = facts.tested.get("accuracy")
     reference = facts.notes("verify").get("pytorch_accuracy") or {}
     if accuracy is not None:
         final = reference.get(facts.exits[-1])
