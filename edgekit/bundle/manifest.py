@@ -523,7 +523,7 @@ class Manifest:
     recipe: dict[str, Any]
 
     def all_files(self) -> tuple[File, ...]:
-        """Every file that the bundle must hold beside the manifest and the evidence."""
+        """Every file that the bundle must hold beside manifest, evidence and report."""
         segments = [segment for variant in self.variants for segment in variant.segments]
         undivided = [one for pair in self.baselines for one in (pair.plain, pair.whole)]
         return (*segments, *undivided, *self.files)

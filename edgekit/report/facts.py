@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reader import Bundle
-from edgekit.report.words import macs_text, ms_text
+from edgekit.report.words import count_text, macs_text, ms_text
 from edgekit.tuning.seen import Seen
 
 __all__ = ["BOUNDED", "Facts"]
@@ -100,8 +100,9 @@ class Facts:
         device = self.bench["device"]
         other = self.bench["other_device"]
         return (
-            f"Measured {self.measured or 'at the end of the build'} on {device['cpu']} "
-            f"({device['machine']}) with {self.bench['engine']}: "
+            f"Measured {self.measured or 'at the end of the build'} with "
+            f"{count_text(self.bench['samples'])} samples on {device['cpu']} "
+            f"({device['machine']}), {self.bench['engine']}: "
             + ("the target." if self.bench["on_target"] else f"not the target, {other}.")
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 __all__ = [
+    "CSS",
     "Code",
     "Figure",
     "Gallery",
@@ -123,7 +124,7 @@ def render(
         # Nothing is loaded, and should a name hold markup after all, nothing of it runs.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        f"{metas}<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f"{metas}<title>{_text(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
         f"<header><h1>{_text(title)}</h1><p>{_text(subtitle)}</p></header>\n"
         f'<nav aria-label="Contents"><ol>{contents}</ol></nav>\n<main>\n{body}</main>\n'
         f"<footer><p>{_text(closing)}</p></footer>\n</body>\n</html>\n"
@@ -214,7 +215,7 @@ def _quoted(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-_CSS = """
+CSS = """
 :root{color-scheme:light dark;
 --paper:#fff;--ink:#1a1f25;--soft:#56606b;--line:#d4dae1;--panel:#f4f6f8;--link:#00588f;
 --warn:#7a3b00;--warned:#fff3e2;--s0:#0072b2;--s1:#d55e00;--s2:#00805d;--s3:#a2478a}
@@ -265,7 +266,7 @@ tbody th{font-weight:400}tbody tr+tr>*{border-top:1px solid var(--line)}
 pre{overflow-x:auto;background:var(--panel);border:1px solid var(--line);border-radius:.4rem;
 padding:.6rem .75rem;font-size:.85rem;overflow-wrap:normal}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.2rem,1fr));gap:.7rem;
-margin:.4rem 0;padding:0;list-style:none;max-width:46rem}
+margin:.4rem 0;padding:0;list-style:none}
 .gallery img{display:block;width:100%;max-width:7rem;height:auto;image-rendering:pixelated;
 border:1px solid var(--line);background:#fff}
 .gallery span{display:block;font-size:.8rem;line-height:1.3;margin-top:.2rem}

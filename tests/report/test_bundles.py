@@ -80,7 +80,7 @@ def test_a_devices_report_is_shown_instead_of_the_builds(tiny_bundle, tmp_path):
     write_report(bundle, file)
     found = read_report(bundle)
     assert found is not None
-    assert "by edgekit bench (board.json) on Some Board 4" in found[0]
+    assert "by edgekit bench (board.json) with 24 samples on Some Board 4" in found[0]
     file.write_text(json.dumps({**report, "bundle_id": "0" * 64}))
     with pytest.raises(InputError, match=r"board\.json: is of bundle 0000"):
         write_report(bundle, file)

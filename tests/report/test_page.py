@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from edgekit.bundle.manifest import seal_page, unseal_page
 from edgekit.errors import BundleError
 from edgekit.report.page import (
+    CSS,
     Code,
     Figure,
     Gallery,
@@ -96,3 +97,30 @@ def test_a_changed_byte_of_a_sealed_page_is_found(text, data):
             assert "edgekit report" in str(error)
         else:
             raise AssertionError(one)
+
+
+def brightness(colour: str) -> float:
+    """Relative luminance (WCAG 2, 1.4.3)."""
+    digits = colour.lstrip("#")
+    full = digits if len(digits) == 6 else "".join(one * 2 for one in digits)
+    parts = [int(full[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_words_can_be_read_by_day_by_night_and_in_print():
+    blocks = re.findall(r":root\{([^}]*)\}", CSS)
+    assert len(blocks) == 3
+    for block in blocks:
+        colours = dict(re.findall(r"--(\w+):(#\w+)", block))
+
+        def contrast(front: str, behind: str, colours: dict[str, str] = colours) -> float:
+            pair = sorted(brightness(colours[one]) for one in (front, behind))
+            return (pair[1] + 0.05) / (pair[0] + 0.05)
+
+        for front in ("ink", "soft", "link"):
+            assert contrast(front, "paper") >= 4.5, (front, block)
+            assert contrast(front, "panel") >= 4.5, (front, block)
+        assert contrast("warn", "warned") >= 4.5, block
+        for front in ("s0", "s1", "s2", "s3"):
+            assert contrast(front, "paper") >= 3, (front, block)

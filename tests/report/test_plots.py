@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.report import plots
-from edgekit.report.page import _CSS
+from edgekit.report.page import CSS
 
 NASTY = '$x_1$ <b> & "quoted" ' + "W" * 60
 
@@ -47,7 +47,7 @@ def test_the_same_values_give_the_same_bytes():
 
 
 def test_every_colour_is_the_pages():
-    known = set(re.findall(r"--(\w+):", _CSS))
+    known = set(re.findall(r"--(\w+):", CSS))
     for kind, svg in every_figure("name").items():
         assert not re.findall(r"#[0-9a-fA-F]{6}", svg), kind
         used = set(re.findall(r"var\(--(\w+)\)", svg))

@@ -226,7 +226,7 @@ def test_the_few_numbers_are_the_measured_ones(facts):
     values = {what: value for value, what, _ in numbers.items}
     assert values["as fast as plain"].startswith(f"{facts.bench['speedup']:.2f}")
     accuracy = facts.notes("verify")["accuracy"]
-    assert values["accuracy, test split"] == f"{accuracy:.1%}"
+    assert values["test accuracy"] == f"{accuracy:.1%}"
     assert values["leave early"] == f"{1 - facts.rates[-1]:.1%}"
 
 

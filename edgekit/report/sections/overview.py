@@ -25,9 +25,7 @@ def overview(facts: Facts) -> Section:
     reference = facts.notes("verify").get("pytorch_accuracy") or {}
     if accuracy is not None:
         final = reference.get(facts.exits[-1])
-        items.append(
-            (share_text(accuracy), "accuracy, test split", f"PyTorch, final {share_text(final)}")
-        )
+        items.append((share_text(accuracy), "test accuracy", f"PyTorch, final {share_text(final)}"))
     rates = facts.rates
     if rates:
         items.append((share_text(1 - rates[-1]), "leave early", "before the final exit"))

@@ -67,7 +67,7 @@ def split(facts: Facts) -> Section:
         "Segments",
         (
             "segment", "exit", "parameters", "MACs", "MACs so far", "file", "leave here",
-            "what crosses to later segments, per sample",
+            "crosses to later ones, per sample",
         ),
         tuple(rows),
         frozenset({0, 1, 7}),
