@@ -83,7 +83,7 @@ class Metrics:
             raise InputError(f"{path}: metrics cannot be written there: {error.strerror}") from None
         self._open_window(time.perf_counter_ns())
         _open.add(self)
-        chain.metrics = self
+        chain.watch(self)
 
     def add(self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: str) -> None:
         """Count a sample that left at exit `depth`. For the chain, which holds its lock here.
@@ -97,7 +97,8 @@ class Metrics:
         if stop == "deadline":
             self._deadline_stops += 1
         if self._samples >= self._most_samples or ended_ns >= self._due_ns:
-            self._close_window(ended_ns)
+            # Of a batch, one that comes later may have left earlier.
+            self._close_window(max(ended_ns, self._began_ns))
 
     def flush(self) -> None:
         """Close the window now, if it holds a sample."""
@@ -108,8 +109,7 @@ class Metrics:
         """Write what there is and count no further. Closing again does nothing."""
         _open.discard(self)
         with self._chain.lock:
-            if self._chain.metrics is self:
-                self._chain.metrics = None
+            self._chain.unwatch(self)
             self._flush()
 
     def __del__(self) -> None:
