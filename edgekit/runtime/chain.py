@@ -338,7 +338,7 @@ class Chain:
         with self.lock:
             if any(type(one) is type(watcher) for one in self.watchers):
                 kind = type(watcher).__name__
-                raise InputError(f"the chain has a {kind} already: close that one first")
+                raise InputError(f"the chain has its {kind} already: close that one first")
             self.watchers = (*self.watchers, watcher)
 
     def unwatch(self, watcher: Watcher) -> None:

@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import InputError
+from edgekit.runtime.adapt import AdaptivePolicy
+from edgekit.runtime.drift import DriftDetector
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -138,6 +140,7 @@ class Metrics:
         self._began_ns, self._due_ns = now_ns, now_ns + self._window_ns
 
     def _close_window(self, now_ns: int) -> None:
+        watchers = self._chain.watchers
         line = {
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "pid": os.getpid(),
@@ -146,6 +149,8 @@ class Metrics:
             "samples": self._samples,
             "deadline_stops": self._deadline_stops,
             "lost_lines": self.lost_lines,
+            "place": next((one.place for one in watchers if isinstance(one, AdaptivePolicy)), None),
+            "drifts": next((one.count for one in watchers if isinstance(one, DriftDetector)), None),
             "exits": [exit.summary() for exit in self._exits],
         }
         self._open_window(now_ns)
