@@ -82,6 +82,8 @@ def test_a_steady_stream_settles_on_a_point_within_its_budget_and_stays(
     (end,) = set(found[len(way.costs) :])
     close = 1e-9  # A sum of costs is not rounded as one cost is.
     assert end == 0 or speed * way.costs[end] <= budget * (1 + close)
+    if end > start:
+        assert speed * way.costs[end] <= budget * (1 - way.hysteresis) * (1 + close)
     if end + 1 < len(way.costs):
         assert speed * way.costs[end + 1] > budget * (1 - way.hysteresis) * (1 - close)
 
@@ -110,6 +112,15 @@ def test_one_window_tells_that_everything_takes_twice_as_long() -> None:
     assert settled(way, 0, 1.0, 5.0) == 3
     # 4 points cost 8 now, and 2 of the 5 that are allowed cost 4: one move, and no more.
     assert places(way, 3, 2.0, 5.0, 4) == [1, 1, 1, 1]
+
+
+def test_a_stream_that_wavers_less_than_the_hysteresis_does_not_flip() -> None:
+    way = Settings((1.0, 2.0), window=1, hysteresis=0.1)
+    state, seen = State(0), []
+    for number in range(100):
+        state = follow(way, state, way.costs[state.place] * (0.96, 1.04)[number % 2], 2.05)
+        seen.append(state.place)
+    assert set(seen) == {0}, "two would cost 1.92 to 2.08"
 
 
 def test_the_budget_of_a_window_is_that_of_its_samples() -> None:
@@ -261,13 +272,12 @@ def batches(policy: AdaptivePolicy, busy_ms: list[float], every_ms: float) -> No
 
 def test_the_load_of_a_batch_counts_its_time_once(chain: Chain, tuning: Tuning) -> None:
     # 8 ms busy of every 20 in all, though the rows' latencies add up to 28.
-    policy = AdaptivePolicy(chain, tuning, load=0.5, window=36)
-    batches(policy, [4, 8, 8, 8], every_ms=20)
-    assert policy.place == 1, "0.4, and the next point would make it 0.6"
-    policy.close()
-    policy = AdaptivePolicy(chain, tuning, load=0.3, window=36)
-    batches(policy, [8, 4, 8, 8], every_ms=20)
-    assert policy.place == 0
+    for load, place in ((0.45, 1), (0.35, 0)):
+        for rows_ms in ([4, 8, 8, 8], [8, 4, 8, 8]):
+            chain.set_thresholds(THRESHOLDS[1])
+            with AdaptivePolicy(chain, tuning, load=load, window=36) as policy:
+                batches(policy, rows_ms, every_ms=20)
+            assert policy.place == place, "0.4, and the next point would make it 0.6"
 
 
 def test_the_rest_of_a_batch_amid_which_it_moved_is_not_counted(

@@ -136,6 +136,7 @@ def test_small_cells_are_merged_within_their_exit() -> None:
     left = cells((2, 2, 2, 40, 1), (50, 50), (1, 0))
     found = compare(left, [[2, 2, 2, 40, 1], [50, 50], [1, 0]])
     assert found == Comparison(1.0, 0.0, 3)
+    assert compare(cells((40, 3), (50,)), [[43, 0], [50]]) == Comparison(1.0, 0.0, 1)
     # The first three bins together say what none of them could alone.
     left = cells((4, 4, 4, 40, 1), (50, 50), (1, 0))
     shifted = compare(left, [[0, 0, 0, 52, 1], [50, 50], [1, 0]])
