@@ -334,6 +334,23 @@ def test_a_chain_that_drifted_stays_at_its_safe_point_whatever_the_budget(
     assert policy.place == 0, "released, it follows its budget again"
 
 
+def test_a_bundle_brings_the_points_that_are_followed(built_tiny: Path, pool: Array) -> None:
+    chain = Chain.load(built_tiny)
+    tuning = read_bundle(built_tiny).manifest.tuning
+    assert tuning is not None
+    assert len(tuning.points) > 1
+    policy = AdaptivePolicy(chain, latency_ms=1e6, window=20)
+    detector = DriftDetector(chain)
+    assert policy.point.thresholds == chain.spec.policy.thresholds
+    for _ in tuning.points:
+        chain.many(pool[:40])
+    assert policy.point == tuning.points[-1]
+    assert chain.spec.policy.thresholds == tuning.points[-1].thresholds
+    for start in range(0, tuning.drift.window, 100):
+        chain.many(pool[start % 300 :][:100])
+    assert detector.windows == 1
+
+
 def test_a_metrics_line_says_where_the_chain_is_and_how_often_it_drifted(
     chain: Chain, tuning: Tuning, tmp_path: Path
 ) -> None:
