@@ -215,7 +215,7 @@ class AdaptivePolicy:
         self._state = State(self._state.place if place is None else place)
 
 
-Measure = Callable[[int, int, int, "int | None"], tuple[float, float]]
+_Measure = Callable[[int, int, int, int | None], tuple[float, float]]
 """What a sample cost and what it might have: by its exit, when its call began, when it left, and
 when the last one before it had left, all in ns; None for the first sample."""
 
@@ -226,7 +226,7 @@ def _measure(
     load: float | None,
     energy_mj: float | None,
     watts: float | None,
-) -> Measure:
+) -> _Measure:
     """How samples are held to the one budget that is given. Raises InputError for any other."""
     budgets = {"latency_ms": latency_ms, "load": load, "energy_mj": energy_mj}
     given = [name for name, one in budgets.items() if one is not None]

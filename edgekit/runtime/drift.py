@@ -6,8 +6,9 @@ and a test of homogeneity says how probable two samples that differ so much are,
 from one population. No labels are needed, and so none are trusted: drift says that the stream is
 another one, not that the answers are wrong.
 
-The test takes samples as drawn independently. Consecutive frames of a film are not, and look like
-drift; so does a window too short to see everything that the tuning split saw.
+The test takes samples as drawn independently. The frames of a film are not: a window that is full
+of one scene differs from the tuning split though the film as a whole would not. There `every`
+counts one sample of so many.
 """
 
 import math
@@ -158,14 +159,18 @@ class DriftDetector:
         chain: "Chain",
         tuning: Tuning | None = None,
         *,
+        every: int = 1,
         on_drift: Callable[[Comparison], None] | None = None,
     ) -> None:
-        """Begin to compare, with the chain's own tuning unless one is given.
+        """Begin to compare one sample of `every`, with the chain's own tuning unless one is given.
 
         `on_drift` is called amid the chain's call, whose lock is held: it may note, set an event
         or write, and must not call the chain or this object, which would wait for themselves.
-        Raises InputError where the bundle knows of no tuning, or a detector watches the chain.
+        Raises InputError where the bundle knows of no tuning, `every` is below 1, or a detector
+        watches the chain.
         """
+        if every < 1:
+            raise InputError(f"one sample of every 1 or more is compared; found every={every}")
         found = tuning or chain.spec.tuning
         if found is None:
             raise InputError(
@@ -178,6 +183,7 @@ class DriftDetector:
         self._windows: dict[tuple[float, ...], Window] = {}
         self._safest = found.points[-1].thresholds
         self._on_drift = on_drift
+        self._every = self._next = every
         self._before: tuple[float, ...] | None = None
         self.count = self.windows = 0
         self.last: Comparison | None = None
@@ -198,6 +204,10 @@ class DriftDetector:
             self._turn(thresholds, started_ns)
         if stop == "deadline" or self._window is None or started_ns == self._turned_ns:
             return
+        self._next -= 1
+        if self._next:
+            return
+        self._next = self._every
         found = self._window.add(depth, confidence)
         if found is not None:
             self._close_window(found, started_ns)
@@ -256,10 +266,11 @@ class DriftDetector:
         if self._on_drift is not None:
             self._on_drift(found)
         if not warned:
+            rare = 1 / max(found.p_value, 1e-300)
             warnings.warn(
-                f"the stream is not like the tuning split: {self._drift.window} samples differ as "
-                f"one window in {1 / max(found.p_value, 1e-300):.3g} would; look at what comes in, "
-                "or tune again on samples of it",
+                f"the stream is not like the tuning split: {self._drift.window} samples differ "
+                f"from it as one sound window in {rare:.3g} does; look at what comes in, or tune "
+                "again on samples of it",
                 DriftWarning,
                 stacklevel=4,
             )

@@ -266,6 +266,23 @@ def test_a_warning_that_is_an_error_loses_no_count(
     assert chain.one(pool[0]).exit == "last", "the lock was left behind"
 
 
+def test_a_film_is_compared_by_one_frame_of_every_so_many(
+    chain: Chain, tuning: Tuning, pool: Array
+) -> None:
+    scenes = [pool[400 + number % 200] for number in range(240)]
+    with DriftDetector(chain, tuning, every=20) as detector:
+        for scene in scenes:
+            for _ in range(20):
+                chain.one(scene)
+    assert (detector.windows, detector.count) == (4, 0)
+    with DriftDetector(chain, tuning) as detector, pytest.warns(DriftWarning):
+        for scene in scenes[:24]:
+            for _ in range(20):
+                chain.one(scene)
+    assert detector.windows == 8
+    assert detector.count >= 6, "three scenes fill a window, and look like another stream"
+
+
 def safe(tuning: Tuning) -> Tuning:
     return replace(tuning, drift=replace(tuning.drift, safe=True))
 
@@ -336,6 +353,11 @@ def test_samples_stopped_by_a_deadline_are_left_out(chain: Chain, tuning: Tuning
 def test_nothing_to_compare_with_is_said(chain: Chain) -> None:
     with pytest.raises(InputError, match=r"was not tuned; build it with policy\.tune"):
         DriftDetector(Chain(replace(chain.spec, tuning=None), chain.engines))
+
+
+def test_fewer_than_one_sample_of_one_is_refused(chain: Chain, tuning: Tuning) -> None:
+    with pytest.raises(InputError, match="found every=0"):
+        DriftDetector(chain, tuning, every=0)
 
 
 def test_two_detectors_for_one_chain_are_refused(chain: Chain, tuning: Tuning) -> None:
