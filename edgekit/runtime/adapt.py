@@ -131,8 +131,8 @@ class AdaptivePolicy:
         found = tuning or chain.spec.tuning
         if found is None:
             raise InputError(
-                "the chain has no points to follow a budget along: its policy was not tuned; "
-                "build it with policy.tune"
+                "the chain has no points to follow a budget along: it is of no bundle, or its "
+                "policy is another than the bundle's; load the bundle, or give its tuning"
             )
         settings = Settings(tuple(one.cost for one in found.points), window, step, hysteresis)
         if words := settings.problem():

@@ -174,8 +174,8 @@ class DriftDetector:
         found = tuning or chain.spec.tuning
         if found is None:
             raise InputError(
-                "the chain has nothing to be compared with: its policy was not tuned; build it "
-                "with policy.tune"
+                "the chain has nothing to be compared with: it is of no bundle, or its policy is "
+                "another than the bundle's; load the bundle, or give its tuning"
             )
         self._chain = chain
         self._drift = found.drift

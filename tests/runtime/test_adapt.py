@@ -402,7 +402,7 @@ def test_a_front_that_is_none_is_refused(
 
 
 def test_a_chain_that_is_at_no_point_is_refused(chain: Chain, tuning: Tuning) -> None:
-    with pytest.raises(InputError, match="was not tuned"):
+    with pytest.raises(InputError, match="load the bundle, or give its tuning"):
         AdaptivePolicy(Chain(replace(chain.spec, tuning=None), chain.engines), load=0.5)
     chain.set_thresholds((0.7, 0.7))
     with pytest.raises(InputError, match=r"no point's of its tuning: set one, chain\.set_thresh"):

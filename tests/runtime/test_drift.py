@@ -351,7 +351,7 @@ def test_samples_stopped_by_a_deadline_are_left_out(chain: Chain, tuning: Tuning
 
 
 def test_nothing_to_compare_with_is_said(chain: Chain) -> None:
-    with pytest.raises(InputError, match=r"was not tuned; build it with policy\.tune"):
+    with pytest.raises(InputError, match="load the bundle, or give its tuning"):
         DriftDetector(Chain(replace(chain.spec, tuning=None), chain.engines))
 
 
