@@ -181,7 +181,9 @@ class DriftDetector:
         self._drift = found.drift
         self._left = {point.thresholds: point.left for point in found.points}
         self._windows: dict[tuple[float, ...], Window] = {}
-        self._safest = found.points[-1].thresholds
+        # The last of the front, but thresholds that were given need not lie on it.
+        safest = max(found.points, key=lambda one: (one.right or 0, one.cost))
+        self._safest = safest.thresholds
         self._on_drift = on_drift
         self._every = self._next = every
         self._before: tuple[float, ...] | None = None
