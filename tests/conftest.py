@@ -97,7 +97,7 @@ def cli(
 
     def run(*arguments: object) -> Ended:
         capsys.readouterr()
-        if arguments[:1] == ("build",) and "--report" not in arguments:
+        if arguments[:1] in {("build",), ("tune",)} and "--report" not in arguments:
             arguments += ("--no-report",)  # It takes a second; its own tests ask for it.
         monkeypatch.setattr(sys, "argv", ["edgekit", *map(str, arguments)])
         code = 0

@@ -347,8 +347,6 @@ def panels(
                 else:
                     axes.plot(x, one.y, _MARKERS[number % 4], color=color, ms=4.5, mec=PAPER,
                               mew=0.5, clip_on=False, label=one.name)  # fmt: skip
-                if isinstance(one, Marks):
-                    _named(axes, one, x)
             if line is not None:
                 axes.axhline(line[1], color=SOFT, lw=1, ls=(0, (4, 2)), label=line[0])
             for words, value in upright:
@@ -356,6 +354,9 @@ def panels(
             axes.set_ylabel(label)
             axes.grid()
             _roomy(axes, least=0.002 if share else 0)
+            for one in series:
+                if isinstance(one, Marks):
+                    _named(axes, one, [place(value) for value in one.x])
             axes.yaxis.set_major_locator(_few_ticks(4))
             if share:
                 axes.set_ylim(top=min(axes.get_ylim()[1], 1.0))
@@ -537,14 +538,16 @@ def _legend(figure: "Figure") -> None:
 
 def _named(axes: "Axes", marks: Marks, x: Sequence[float]) -> None:
     """Names beside points; of points that lie together the first one's, for a table has all."""
+    (least, most), (low, top) = axes.get_xlim(), axes.get_ylim()
     named: list[tuple[float, float]] = []
-    wide, high = (max(one) - min(one) or 1.0 for one in (x, marks.y)) if x else (1.0, 1.0)
     for words, *(left, up) in zip(marks.labels, x, marks.y, strict=False):
-        if any(abs(left - a) < wide * 0.5 and abs(up - b) < high * 0.12 for a, b in named):
+        near = (abs(left - a) < 0.62 * (most - least) and abs(up - b) < 0.12 * (top - low)
+                for a, b in named)  # fmt: skip
+        if any(near):
             continue
         named.append((left, up))
-        right = left > (min(x) + max(x)) / 2
-        axes.annotate(short(words, 18), (left, up), (-6 if right else 6, 4),
+        right = left > (least + most) / 2
+        axes.annotate(short(words), (left, up), (-6 if right else 6, 4),
                       textcoords="offset points", ha="right" if right else "left",
                       fontsize=7)  # fmt: skip
 

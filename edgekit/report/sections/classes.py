@@ -12,6 +12,9 @@ __all__ = ["classes"]
 _CLASSES = 40
 """Classes with a row of their own, those with the lowest accuracy; more are no picture any more."""
 
+_EXITS = 6
+"""Exits with a column in the picture, evenly spaced, the first and the final one among them."""
+
 
 def classes(facts: Facts) -> Section:
     """How often each class is right at each exit, and in the chain."""
@@ -56,19 +59,22 @@ def classes(facts: Facts) -> Section:
             " / ".join(count_text(int(x)) for x in np.bincount(taken, minlength=len(right))),
         )
     )
+    values.append([*everything, float(chain.mean())])
     table = Table(
         "Accuracy by class",
         ("class", "samples", *facts.exits, "chain", f"left at {' / '.join(facts.exits)}"),
         tuple(rows),
     )
     worst = min(mean, key=lambda one: (mean[one], one))
+    # So many numbers fit beside one another on a phone; the table has every exit.
+    drawn = np.unique(np.linspace(0, len(right) - 1, _EXITS).round().astype(int))
     figure = Figure(
         "Accuracy in %, tuning split; the darker, the more are wrong",
         plots.cells(
             "classes",
             [*(labels[one] for one in shown), "all"],
-            [*facts.exits, "chain"],
-            [*values, [*everything, float(chain.mean())]],
+            [*(facts.exits[one] for one in drawn), "chain"],
+            [[*(row[one] for one in drawn), row[-1]] for row in values],
         ),
         f"A row a class, a column an exit and the chain. The lowest in the chain is "
         f"{labels[worst]} with {share_text(mean[worst])}, all classes have "

@@ -1,0 +1,33 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.report.conftest import with_manifest, with_notes
+
+
+def test_work_and_costs_add_up_along_the_chain(facts):
+    macs = [one.macs for one in facts.manifest.variant().segments]
+    assert facts.work == [macs[0], macs[0] + macs[1], sum(macs)]
+    assert facts.costs.tolist() == facts.work
+    assert facts.unit == "MACs"
+    assert facts.priced(2.5e6) == "2.50 M MACs"
+    tuning = dataclasses.replace(facts.manifest.tuning, unit="mJ", costs=(1.0, 2.0, 3.0))
+    other = with_manifest(facts, tuning=tuning)
+    assert other.costs.tolist() == [1, 2, 3]
+    assert (other.axis, other.priced(2.5)) == ((1.0, "mJ"), "2.50 mJ")
+    assert with_manifest(facts, tuning=None).costs.tolist() == facts.work
+
+
+def test_a_tuned_bundle_is_not_shown_with_what_was_counted_before(facts):
+    stale = with_notes(facts, "verify", {"accuracy": 0.123, "exit_rates": {"first": 1.0}})
+    assert stale.tested["accuracy"] == 0.123
+    assert stale.rates == [1, 0, 0]
+    tuned = dataclasses.replace(stale, evidence={**stale.evidence, "tuned_from": "0" * 64})
+    decided = facts.evidence["decisions"]
+    right = np.mean(np.array(decided["classes"]) == facts.labels)
+    assert tuned.tested["accuracy"] == pytest.approx(right)
+    assert tuned.rates == [decided["exits"].count(name) / 24 for name in facts.exits]
+    blind = dataclasses.replace(tuned, evidence={**tuned.evidence, "decisions": None})
+    assert "accuracy" not in blind.tested
+    assert sum(blind.rates) == pytest.approx(1)
