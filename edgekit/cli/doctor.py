@@ -14,7 +14,9 @@ from edgekit.runtime.engines import ENGINES
 
 __all__ = ["doctor"]
 
-HOST_PACKAGES = ("torch", "onnx", "onnxscript", "pydantic", "pyyaml", "rich", "safetensors")
+HOST_PACKAGES = (
+    "torch", "onnx", "onnxscript", "pydantic", "pyyaml", "rich", "safetensors", "matplotlib",
+)  # fmt: skip
 
 
 def doctor(

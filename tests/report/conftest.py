@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edgekit.bundle.manifest import Exit, Policy
 from edgekit.bundle.reader import read_bundle
 from edgekit.report.bundles import collect
 from edgekit.report.facts import Facts
@@ -143,3 +144,39 @@ def with_manifest(facts: Facts, **changes: Any) -> Facts:
     """The facts, had the manifest said something else."""
     manifest = dataclasses.replace(facts.manifest, **changes)
     return dataclasses.replace(facts, bundle=dataclasses.replace(facts.bundle, manifest=manifest))
+
+
+def of_many(facts: Facts, names: tuple[str, ...]) -> Facts:
+    """The facts of a chain as deep, made of the tiny one's."""
+    variant, seen, bench = facts.manifest.variant(), facts.seen, facts.bench
+    assert seen is not None
+    assert bench is not None
+    count = len(names)
+    segments = tuple(
+        dataclasses.replace(
+            variant.segments[min(number, 1)], name=f"segment-{number}", exits=(Exit(name, "x"),)
+        )
+        for number, name in enumerate(names)
+    )
+    rows = [0] * (count - 1) + [2]
+    tuning = facts.manifest.tuning
+    assert tuning is not None
+    deep = with_manifest(
+        facts,
+        variants=(dataclasses.replace(variant, exits=names, segments=segments),),
+        policy=Policy("max_prob", tuple(0.3 + 0.01 * row for row in range(count - 1))),
+        tuning=None,
+    )
+    rates = dict.fromkeys(names, 1 / count)
+    return dataclasses.replace(
+        with_notes(with_notes(deep, "verify", {"exit_rates": rates}), "tune",
+                   {"exit_rates": rates}),
+        seen=dataclasses.replace(seen, confidences=seen.confidences[rows],
+                                 classes=seen.classes[rows]),
+        samples=(),
+        bench={
+            **bench,
+            "exits": [{**bench["exits"][0], "name": name} for name in names],
+            "segments": [{**bench["segments"][0], "name": one.name} for one in segments],
+        },
+    )  # fmt: skip

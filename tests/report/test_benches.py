@@ -39,7 +39,7 @@ def places(value, path=()):
             yield from places(one, (*path, key))
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_report_with_a_hole_is_refused_or_can_be_shown(facts, tmp_path_factory, data):
     from edgekit.report.compare import rows

@@ -1,6 +1,5 @@
 """Pages as a browser draws them, on a phone and on a screen, by day and by night."""
 
-import dataclasses
 import os
 import re
 from pathlib import Path
@@ -9,12 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekit.bundle.manifest import Exit, Policy
 from edgekit.report import compare
 from edgekit.report.benches import Bench
 from edgekit.report.bundles import draw
-from edgekit.report.facts import Facts
-from tests.report.conftest import with_manifest, with_notes
+from tests.report.conftest import of_many, with_manifest, with_notes
 
 SCREENS = [(360, False), (360, True), (1280, False), (1280, True)]
 
@@ -81,47 +78,10 @@ def test_pages_of_bundles_side_by_side_are_drawn_whole(browser, digits_facts, fa
 
 
 def test_a_network_of_many_exits_is_drawn_whole(browser, facts):
-    count = 14
-    names = tuple(f"exit-number-{number}" for number in range(count))
+    names = tuple(f"exit-number-{number}" for number in range(14))
     found = of_many(facts, names)
     page = draw(found)
     measured = browser.measure(page, 360, dark=False)
     assert measured["problems"] == []
     for name in names:
         assert f'<td class="w">{name}</td>' in page
-
-
-def of_many(facts: Facts, names: tuple[str, ...]) -> Facts:
-    """The facts of a chain as deep, made of the tiny one's."""
-    variant, seen, bench = facts.manifest.variant(), facts.seen, facts.bench
-    assert seen is not None
-    assert bench is not None
-    count = len(names)
-    segments = tuple(
-        dataclasses.replace(
-            variant.segments[min(number, 1)], name=f"segment-{number}", exits=(Exit(name, "x"),)
-        )
-        for number, name in enumerate(names)
-    )
-    rows = [0] * (count - 1) + [2]
-    tuning = facts.manifest.tuning
-    assert tuning is not None
-    deep = with_manifest(
-        facts,
-        variants=(dataclasses.replace(variant, exits=names, segments=segments),),
-        policy=Policy("max_prob", tuple(0.3 + 0.01 * row for row in range(count - 1))),
-        tuning=None,
-    )
-    rates = dict.fromkeys(names, 1 / count)
-    return dataclasses.replace(
-        with_notes(with_notes(deep, "verify", {"exit_rates": rates}), "tune",
-                   {"exit_rates": rates}),
-        seen=dataclasses.replace(seen, confidences=seen.confidences[rows],
-                                 classes=seen.classes[rows]),
-        samples=(),
-        bench={
-            **bench,
-            "exits": [{**bench["exits"][0], "name": name} for name in names],
-            "segments": [{**bench["segments"][0], "name": one.name} for one in segments],
-        },
-    )  # fmt: skip

@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgekit.bundle.manifest import Certificate, Policy
 from edgekit.report.bundles import draw
@@ -19,7 +21,7 @@ from edgekit.report.sections.sizes import sizes
 from edgekit.report.sections.split import split
 from edgekit.report.sections.temperatures import temperatures
 from edgekit.report.sections.thresholds import thresholds
-from tests.report.conftest import with_manifest, with_notes
+from tests.report.conftest import of_many, with_manifest, with_notes
 
 
 def tables(section: Section) -> dict[str, Table]:
@@ -275,3 +277,45 @@ def test_temperatures_are_drawn_before_and_after_where_there_are_some(facts):
     section = temperatures(with_notes(facts, "tune", {"temperature": {"first": bare}}))
     assert section is not None
     assert not any(isinstance(part, Figure) for part in section.parts)
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_a_chain_of_any_length_has_a_page(facts, count):
+    names = tuple(f"exit-{number}" for number in range(count))
+    page = draw(of_many(facts, names))
+    assert names[-1] in page
+    assert page.count("<h2") == len(SECTIONS) - 1
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_times_and_rates_are_drawn(facts, data):
+    times = st.floats(1e-4, 1e5)
+    maybe = st.none() | times
+    share = st.floats(0, 1)
+
+    def latency_ms() -> dict[str, float | None]:
+        found = {key: data.draw(times) for key in ("mean", "p50")}
+        return found | {key: data.draw(maybe) for key in ("p90", "p95", "p99")}
+
+    def network() -> dict[str, object]:
+        return {"latency_ms": latency_ms(), "accuracy": data.draw(st.none() | share)}
+
+    bench = {
+        **facts.bench, **network(),
+        "plain": network(), "whole": network(), "full_depth": network(),
+        "beside": [{"name": "other", "speedup": 1.0, "bundle_id": "", **network()}],
+        "exits": [
+            {"name": name, "rate": data.draw(share), "accuracy": None,
+             "latency_ms": data.draw(st.none() | st.just(latency_ms()))}
+            for name in facts.exits
+        ],
+        "segments": [
+            {**one, "latency_ms": data.draw(times)} for one in facts.bench["segments"]
+        ],
+    }  # fmt: skip
+    found = dataclasses.replace(facts, bench=bench)
+    assert latency(found).parts
+    assert overview(found).parts
