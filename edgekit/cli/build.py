@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.manifest import REPORT_NAME, Manifest
 from edgekit.bundle.writer import check_output
 from edgekit.cli.output import (
     JsonOption,
@@ -104,6 +104,8 @@ def build(
     verb = "Nothing to do for" if plan.finished else "Wrote"
     bundle = f"{folder} ({built.manifest.bundle_id[:12]})"
     terminal.line(f"\n{verb} {bundle}. Next: {_next(built.manifest, folder)}")
+    if (folder / REPORT_NAME).is_file():
+        terminal.line(f"Look at {folder / REPORT_NAME}")
     if cache is not None and cache.problem:
         terminal.line(f"Note: the cache could not be written: {cache.problem}")
     if lacking:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import EVIDENCE_NAME, REPORT_NAME, seal_page
 from edgekit.bundle.reader import Bundle, read_evidence
 from edgekit.bundle.writer import replace_file
-from edgekit.errors import InputError
+from edgekit.errors import BundleError, InputError
 from edgekit.report.benches import demand_of, read_report_file
 from edgekit.report.facts import Facts
 from edgekit.report.page import render
@@ -57,6 +57,10 @@ def collect(bundle: Bundle, bench: Path | None = None) -> Facts:
         measured = f"by edgekit bench ({bench.name})"
     tuning = manifest.tuning
     seen = None if tuning is None else Seen.from_bytes(bundle.read(tuning.seen))
+    if seen is not None and seen.confidences.shape != (len(manifest.variant().exits), seen.samples):
+        raise BundleError(
+            f"{bundle.path}: its samples of tuning are of other exits; build it again"
+        )
     samples, labels = _carried(bundle)
     return Facts(bundle, evidence, report, measured, seen, samples, labels)
 

@@ -489,17 +489,18 @@ def calibration(
 def _drawn(name: str, height: float, paint: "Callable[[Figure], None]") -> str:
     """The figure that `paint` makes, `height` inches high, as the text of an SVG element."""
     demand()
-    import matplotlib
-    from matplotlib.figure import Figure
+    # Nobody asked for its remarks on its cache, or on the characters that its font lacks.
+    with quiet("matplotlib"):
+        import matplotlib
+        from matplotlib.figure import Figure
 
-    # Whatever a user's own settings are, and whichever of a name's characters its font lacks.
-    with quiet("matplotlib"), matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        paint(figure)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()  # Whatever the user's own settings are.
+            matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
+            figure = Figure(figsize=(WIDTH, height), layout="constrained")
+            paint(figure)
+            stream = io.StringIO()
+            figure.savefig(stream, format="svg", metadata={"Date": None})
     return _inline(stream.getvalue(), name)
 
 

@@ -224,6 +224,7 @@ def test_a_build_draws_a_page_once_and_verify_says_whether_it_is_as_written(
     ended = cli("build", tiny_recipe, "--output", bundle, "--report")
     assert ended.code == 0
     assert "  report " in ended.out
+    assert f"Look at {bundle / 'report.html'}" in ended.out
     page = bundle / "report.html"
     assert "edgekit build" in page.read_text(encoding="utf-8")
     stat = page.stat()

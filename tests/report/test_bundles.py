@@ -84,3 +84,14 @@ def test_a_devices_report_is_shown_instead_of_the_builds(tiny_bundle, tmp_path):
     file.write_text(json.dumps({**report, "bundle_id": "0" * 64}))
     with pytest.raises(InputError, match=r"board\.json: is of bundle 0000"):
         write_report(bundle, file)
+
+
+def test_samples_of_other_exits_are_refused(tiny_bundle, monkeypatch):
+    from edgekit.tuning.seen import Seen
+
+    bundle = read_bundle(tiny_bundle)
+    read = Seen.from_bytes(bundle.read(bundle.manifest.tuning.seen))
+    fewer = Seen(read.confidences[1:], read.classes[1:], read.final, read.labels)
+    monkeypatch.setattr(Seen, "from_bytes", lambda content: fewer)
+    with pytest.raises(BundleError, match="of other exits"):
+        collect(bundle)
