@@ -73,9 +73,13 @@ class Split:
 
     def subset(self, most: int) -> "Split":
         """At most so many samples, evenly spaced: sorted data keeps all its classes."""
-        rows = np.unique(np.linspace(0, len(self) - 1, min(most, len(self)), dtype=int))
+        rows = self.spread(most)
         labels = None if self.labels is None else self.labels[rows]
         return Split(self.name, [self.raw[row] for row in rows], labels)
+
+    def spread(self, most: int) -> npt.NDArray[np.int64]:
+        """The rows of `subset`."""
+        return np.unique(np.linspace(0, len(self) - 1, min(most, len(self)), dtype=np.int64))
 
     def carried(self, inputs: Inputs) -> Samples:
         """All samples in the form that a bundle carries: pixels of an image, else tensors."""

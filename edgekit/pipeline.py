@@ -14,7 +14,14 @@ import numpy.typing as npt
 import torch
 
 from edgekit.backends import backend_for
-from edgekit.bundle.manifest import EVIDENCE_NAME, MANIFEST_NAME, Policy, parse_policy, seal
+from edgekit.bundle.manifest import (
+    EVIDENCE_NAME,
+    MANIFEST_NAME,
+    Policy,
+    parse_policy,
+    parse_tuning,
+    seal,
+)
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache, Entry
@@ -36,10 +43,11 @@ from edgekit.models.load import load_model, set_up, user_code
 from edgekit.models.reads import recorded
 from edgekit.plan import KEPT, STAGES, Built, Plan, restore
 from edgekit.recipe import Recipe, Tolerance
+from edgekit.runtime.bench import brief
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.device import describe, threads_here
 from edgekit.runtime.preprocess import Sample, enlarged, stack
-from edgekit.runtime.verify import verify_golden
+from edgekit.runtime.verify import decisions, verify_golden
 from edgekit.stages import Artifact, Exported, Network, Segments, Stage, Step, Tensors, Tuned
 from edgekit.stages.build import Build
 from edgekit.stages.export import Export
@@ -47,8 +55,10 @@ from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
 from edgekit.stages.quantize import Quantize
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Tune, fit
+from edgekit.stages.tune import Tune
 from edgekit.target import Target
+from edgekit.tuning.goal import fit
+from edgekit.tuning.seen import Seen
 
 __all__ = ["Progress", "build", "carry_out", "inspect"]
 
@@ -73,14 +83,16 @@ def build(
     return carry_out(Plan(recipe, target, cache, wheelhouse=wheelhouse), output, progress)
 
 
-def carry_out(plan: Plan, output: Path, progress: "Progress | None" = None) -> Built:
-    """Build what a plan says; see `build`."""
+def carry_out(
+    plan: Plan, output: Path, progress: "Progress | None" = None, *, command: str | None = None
+) -> Built:
+    """Build what a plan says; see `build`. `command` is what the user typed, for the evidence."""
     if plan.finished:
         return restore(plan, output)
     recipe, target = plan.recipe, plan.target
     with user_code(recipe.folder), new_bundle(output) as folder:
         # A stage whose result is at hand gives it, and those before it give nothing.
-        run = _Run(plan, progress or Silent())
+        run = _Run(plan, progress or Silent(), command)
         network = run.load()
         tune = Tune(recipe, run.splits.get("tuning"), run.final, run.chain)
         exported = run(Export(), network)
@@ -142,8 +154,9 @@ class _Run:
     where sizes vary also of `ends`, samples of the least and the greatest.
     """
 
-    def __init__(self, plan: Plan, progress: Progress) -> None:
+    def __init__(self, plan: Plan, progress: Progress, command: str | None = None) -> None:
         self.plan = plan
+        self.command = command
         self.recipe = plan.recipe
         self.target = plan.target
         self.progress = progress
@@ -285,10 +298,15 @@ class _Run:
                 notes["accuracy"] = float(np.mean(classes == split.labels))
                 notes["pytorch_accuracy"] = reference.accuracies(split.labels)
             notes["exit_rates"] = reference.exit_rates()
+            step("bench")
+            measured = brief(bundle)
+        shown = [taken[-len(split) :][row] for row in split.spread(self.recipe.test_samples)]
         return {
             "bundle_id": bundle.manifest.bundle_id,
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "golden": dataclasses.asdict(golden),
+            "decisions": decisions(shown) if bundle.manifest.test_data else None,
+            "bench": measured,
             "segment_latency_ms": chain.measure(),
             "threads": threads_here(self.target.threads),
             "stages": self.stages,
@@ -297,6 +315,7 @@ class _Run:
                 for one, engine in zip(chain.spec.segments, chain.engines, strict=True)
             ],
             "host": describe(),
+            "command": self.command,
             "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
@@ -379,7 +398,11 @@ class _Run:
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "segments": described,
             "policy": dataclasses.asdict(self.policy) if self.policy else None,
+            "tuning": None,
         }
+        if isinstance(given, Tuned) and given.tuning is not None and given.seen is not None:
+            document["tuning"] = dataclasses.asdict(given.tuning)
+            blobs["seen"] = given.seen.to_bytes()
         return Entry(document, blobs)
 
     def _go_on(self, entry: Entry) -> None:
@@ -411,6 +434,9 @@ class _Run:
         if document["policy"] is not None:
             self.policy = parse_policy(document["policy"])
             self._kept = Tuned(segments, self.policy)
+            if document["tuning"] is not None:
+                tuning, seen = parse_tuning(document["tuning"]), Seen.from_bytes(blobs["seen"])
+                self._kept = Tuned(segments, self.policy, tuning, seen)
 
     @contextmanager
     def _recorded(self, name: str) -> Iterator[tuple[Step, dict[str, Any]]]:

@@ -278,6 +278,34 @@ class Certified(Strict):
     """An answer that is not the final exit's; or that is wrong where the final exit's is right."""
 
 
+class Latency(Strict):
+    """How long a sample may take on the device; a number alone is the mean."""
+
+    mean: float | None = Field(default=None, gt=0)
+    p95: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_number_is_the_mean(cls, value: Any) -> Any:
+        return {"mean": value} if isinstance(value, int | float) else value
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> "Latency":
+        if self.mean is None and self.p95 is None:
+            raise ValueError("needs mean, p95 or both, in ms")
+        return self
+
+
+class Weights(Strict):
+    """What is to be least: `error` times the share of wrong answers, and `cost` times the cost.
+
+    The cost is a share too: the mean of a sample's over that of one that runs to the end.
+    """
+
+    error: float = Field(default=1.0, gt=0)
+    cost: float = Field(gt=0)
+
+
 class Goal(Strict):
     """What the thresholds are fitted to, on the tuning split."""
 
@@ -289,9 +317,18 @@ class Goal(Strict):
     """Of every class: an average hides one that died."""
     min_exit_rate: float | None = Field(default=None, gt=0, le=1)
     """The share of the samples that leave before the final exit."""
+    max_latency_ms: Latency | None = None
+    """On the device, by its own times: for `edgekit tune` alone, since a build measures none."""
+    weigh: Weights | None = None
+    """Cost-optimal: what an error weighs against time, energy or operations."""
+    energy_mj: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """What a sample that leaves there costs in mJ, by the name of every exit; then energy is what
+    is saved. Left out: time where it was measured, else multiply-accumulate operations."""
     exit_rates: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
     """The share of all samples that is to leave at each early exit, by its name; needs no labels.
     """
+    mean_plus_std: float | None = None
+    """So many standard deviations above the mean of each exit's confidences; needs no labels."""
     certificate: Certified | None = None
 
     @property
@@ -301,23 +338,46 @@ class Goal(Strict):
         counted = (self.max_accuracy_drop, self.min_class_accuracy)
         return certified or any(one is not None for one in counted)
 
+    @property
+    def blind(self) -> bool:
+        """Whether it is met by confidences alone, whatever is right."""
+        return self.exit_rates is not None or self.mean_plus_std is not None
+
     @model_validator(mode="after")
     def _something_to_reach(self) -> "Goal":
-        goals = (self.max_accuracy_drop, self.min_exit_rate, self.certificate)
-        if all(one is None for one in (*goals, self.exit_rates)):
-            raise ValueError("needs max_accuracy_drop, min_exit_rate, exit_rates or a certificate")
+        goals = {
+            "max_accuracy_drop": self.max_accuracy_drop,
+            "min_exit_rate": self.min_exit_rate,
+            "max_latency_ms": self.max_latency_ms,
+            "weigh": self.weigh,
+            "certificate": self.certificate,
+        }
+        placed = {"exit_rates": self.exit_rates, "mean_plus_std": self.mean_plus_std}
+        if all(one is None for one in (goals | placed).values()):
+            raise ValueError(f"needs one of {', '.join(goals | placed)}")
         if self.certificate is not None and self.search is not None:
             raise ValueError("search and certificate: a certificate has a search of its own")
-        if self.exit_rates is not None:
-            others = (*goals, self.search, self.min_class_accuracy)
-            if any(one is not None for one in others):
-                raise ValueError("exit_rates say where every sample leaves: no other goal fits in")
-            if sum(self.exit_rates.values()) > 1 + 1e-9:
-                raise ValueError(
-                    f"exit_rates come to {sum(self.exit_rates.values()):g}; they are shares of all "
-                    "samples, 1 together at most"
-                )
+        others = (*goals.values(), self.search, self.min_class_accuracy)
+        for name in [name for name, one in placed.items() if one is not None]:
+            if any(one is not None for one in others) or None not in placed.values():
+                raise ValueError(f"{name} says where every sample leaves: no other goal fits in")
+        if sum((self.exit_rates or {}).values()) > 1 + 1e-9:
+            raise ValueError(
+                f"exit_rates come to {sum((self.exit_rates or {}).values()):g}; they are shares of "
+                "all samples, 1 together at most"
+            )
         return self
+
+
+class Drift(Strict):
+    """When a device's samples count as others than those of the tuning split."""
+
+    window: int = Field(default=1000, ge=1)
+    """So many samples are compared with the tuning split at once."""
+    p_value: float = Field(default=0.001, gt=0, lt=1)
+    """How improbable a window may be before it counts; so often a sound one counts as well."""
+    safe: bool = False
+    """Go to the most accurate thresholds of the front then, and stay there."""
 
 
 class Policy(Strict):
@@ -335,6 +395,7 @@ class Policy(Strict):
     otherwise: Literal["last", "max_confidence"] = "last"
     """Who answers where no early exit is sure."""
     tune: Goal | None = None
+    drift: Drift = Drift()
 
     @model_validator(mode="after")
     def _given_or_tuned(self) -> "Policy":
@@ -631,6 +692,9 @@ class Recipe(Strict):
         if self.policy.tune is not None and self.policy.tune.exit_rates is not None:
             rates = self.policy.tune.exit_rates
             _demand_one_each("policy.tune.exit_rates", rates, early, "early exit")
+        if self.policy.tune is not None and self.policy.tune.energy_mj is not None:
+            energy_mj = self.policy.tune.energy_mj
+            _demand_one_each("policy.tune.energy_mj", energy_mj, self.exits, "exit")
         if self.policy.weights is not None:
             _demand_one_each("policy.weights", self.policy.weights, self.exits, "exit")
         return self

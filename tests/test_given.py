@@ -733,7 +733,7 @@ def test_thresholds_of_maps_are_come_to_by_how_many_shall_leave(maps_recipe, tmp
         ({"exit_rates": {"early": 1.5}}, "policy.tune.exit_rates.early"),
         ({"exit_rates": {"late": 0.5}}, "'late' is no early exit"),
         ({"exit_rates": {}}, "policy.tune.exit_rates: none for early"),
-        ({}, "needs max_accuracy_drop, min_exit_rate, exit_rates or a certificate"),
+        ({}, "needs one of max_accuracy_drop, min_exit_rate"),
         ({"exit_rates": {"early": 0.5}, "max_accuracy_drop": 0.1}, "no other goal"),
         ({"exit_rates": {"early": 0.7, "other": 0.7}}, "exit_rates come to 1.4"),
     ],

@@ -59,6 +59,7 @@ __all__ = [
     "identify",
     "parse_manifest",
     "parse_policy",
+    "parse_tuning",
     "seal",
     "unseal",
 ]
@@ -628,6 +629,12 @@ def parse_policy(document: Any) -> Policy:
     """A policy out of JSON. Raises BundleError for anything else, and for a missing key."""
     policy: Policy = _decode(Policy, document, "policy")
     return policy
+
+
+def parse_tuning(document: Any) -> Tuning:
+    """What is known from tuning, out of JSON. Raises BundleError for anything else."""
+    tuning: Tuning = _decode(Tuning, document, "tuning")
+    return tuning
 
 
 def check_path(path: str) -> None:

@@ -1,6 +1,8 @@
 """`edgekit build`: a recipe and a target into a bundle."""
 
 import importlib.util
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +95,8 @@ def build(
             terminal.line(f"  cached: {', '.join(cached)}")
         with StageProgress(terminal).live("importing torch"):
             from edgekit import pipeline
-        built = pipeline.carry_out(plan, folder, StageProgress(terminal))
+        command = shlex.join(["edgekit", *sys.argv[1:]])
+        built = pipeline.carry_out(plan, folder, StageProgress(terminal), command=command)
     _print(terminal, built.manifest, built.evidence)
     verb = "Nothing to do for" if plan.finished else "Wrote"
     bundle = f"{folder} ({built.manifest.bundle_id[:12]})"

@@ -27,7 +27,7 @@ from edgekit.runtime.device import describe, other_than_target, threads_here
 from edgekit.runtime.preprocess import Sample, Samples
 from edgekit.runtime.verify import load_array, load_arrays
 
-__all__ = ["bench", "latency_summary", "load_test_data", "verdict"]
+__all__ = ["bench", "brief", "latency_summary", "load_test_data", "verdict"]
 
 Array = npt.NDArray[Any]
 
@@ -53,9 +53,18 @@ It does the same work for every sample, so all of the difference is the machine'
 LEAST_CPU_SHARE = 0.95
 """The least share of the measured time that one thread must have had a processor."""
 
+_BRIEF_MS, _BRIEF_ROUNDS, _LEAST_BRIEF = 2000, 3, 8
+"""How long a brief run may take, and of how many rounds and at least how many samples it is."""
+
+_RUNS_A_SAMPLE = 6
+"""A sample goes through as many networks in a round: four contenders, and the segments twice."""
+
 _BARE, _IN_CHAIN = "bare", "in_chain"
 """What is measured beside the contenders, in turn with them: the segments, without the chain and in
 it."""
+
+_QUANTILES = 41
+"""As many times say how long it takes to an exit: one for each 2.5 % of the runs, and the least."""
 
 MOST_ACCURACY_LOSS = 0.01
 """Beyond this the verdict says first what early exit costs."""
@@ -134,6 +143,7 @@ def bench(
 
     exits = manifest.variant().exits
     rates = {name: measured["chain"].exits.count(name) / len(samples) for name in exits}
+    cumulative_ms = np.cumsum(segments.in_chain_ms, axis=1)
     bare_ms = [float(one) / 1e6 for one in segments.bare_ns.mean(axis=(0, 1))]
     predicted_ms = sum(
         rate * sum(bare_ms[: depth + 1]) for depth, rate in enumerate(rates.values())
@@ -183,11 +193,16 @@ def bench(
         "clock": CLOCK,
         **summary("chain"),
         "exits": [
-            {"name": name, "rate": rates[name], **_at_exit(measured["chain"], name, labels)}
-            for name in exits
+            {
+                "name": name,
+                "rate": rates[name],
+                **_at_exit(measured["chain"], name, labels),
+                "cumulative_ms": _spread(here),
+            }
+            for name, here in zip(exits, cumulative_ms.T, strict=True)
         ],
         "segments": [
-            {"name": segment.name, "latency_ms": one, "p90_ms": p90}
+            {"name": segment.name, "sha256": segment.sha256, "latency_ms": one, "p90_ms": p90}
             for segment, one, p90 in zip(
                 chain.spec.segments, bare_ms, expected_ms(segments.in_chain_ms), strict=True
             )
@@ -205,6 +220,27 @@ def bench(
     }
     report["verdict"] = verdict(report)
     return report
+
+
+def brief(bundle: Bundle, step: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
+    """What `bench` says of some of the samples that the bundle carries, in a few seconds.
+
+    None where it carries none. Raises as `bench`.
+    """
+    carried = load_test_data(bundle)
+    if carried is None:
+        return None
+    samples, labels = preprocess.unstack(carried[0]), carried[1]
+    once_ms = sum(Chain.from_bundle(bundle).measure())
+    most = max(_LEAST_BRIEF, int(_BRIEF_MS / (_BRIEF_ROUNDS * _RUNS_A_SAMPLE * once_ms)))
+    rows = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples)), dtype=int))
+    return bench(
+        bundle,
+        [samples[row] for row in rows],
+        None if labels is None else labels[rows],
+        rounds=_BRIEF_ROUNDS,
+        step=step,
+    )
 
 
 def load_test_data(bundle: Bundle) -> tuple[Samples, Array | None] | None:
@@ -447,6 +483,15 @@ def _doubts(measured: dict[str, _Measured], cpu_share: float, *, vary: bool) -> 
 
 def _accuracy(classes: Array, labels: Array | None) -> float | None:
     return None if labels is None else float(np.mean(classes == labels))
+
+
+def _spread(latency_ms: Array) -> dict[str, Any]:
+    """Mean and quantiles in ms, evenly spaced from the least to the greatest."""
+    levels = np.linspace(0, 1, _QUANTILES)
+    return {
+        "mean": float(latency_ms.mean()),
+        "quantiles": [float(one) for one in np.quantile(latency_ms, levels)],
+    }
 
 
 def _at_exit(measured: _Measured, name: str, labels: Array | None) -> dict[str, Any]:

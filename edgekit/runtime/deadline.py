@@ -61,13 +61,13 @@ def from_report(
 ) -> list[float]:
     """The expected times in ms that a report of `edgekit bench --json` has for these segments.
 
-    Raises InputError where the file is no such report, or was measured on another bundle, with
+    Raises InputError where the file is no such report, or was measured on other segments, with
     other threads or on another processor.
     """
     file = Path(path)
     try:
         report = json.loads(file.read_bytes())
-        found = {one["name"]: float(one["p90_ms"]) for one in report["segments"]}
+        found = {one["sha256"]: float(one["p90_ms"]) for one in report["segments"]}
         measured = report["bundle_id"], report["threads"]
         cpu = report["device"]["cpu"]
     except OSError as error:
@@ -77,11 +77,11 @@ def from_report(
             f"{file}: is no report with segment times; edgekit bench BUNDLE --json FILE writes one"
         ) from None
     again = f"edgekit bench {bundle.path} --threads {threads} --json FILE measures them"
-    bundle_id = bundle.manifest.bundle_id
-    if measured[0] != bundle_id:
+    # By their bytes: the same segments under another policy take the same time.
+    if missing := [one.name for one in segments if one.sha256 not in found]:
         raise InputError(
-            f"{file}: holds the times of bundle {str(measured[0])[:12]}, this is {bundle_id[:12]}; "
-            + again
+            f"{file}: holds the times of bundle {str(measured[0])[:12]}, which has another "
+            f"{missing[0]} than {bundle.manifest.bundle_id[:12]}; {again}"
         )
     if measured[1] != threads:
         raise InputError(
@@ -89,9 +89,7 @@ def from_report(
         )
     if cpu != (here := describe()["cpu"]):
         raise InputError(f"{file}: holds the times of {cpu}, this is {here}; {again}")
-    if missing := [one.name for one in segments if one.name not in found]:
-        raise InputError(f"{file}: has no time of {missing[0]}; {again}")
-    return [found[one.name] for one in segments]
+    return [found[one.sha256] for one in segments]
 
 
 def from_evidence(bundle: Bundle, segments: Sequence[Segment], threads: int) -> list[float] | None:

@@ -1,5 +1,7 @@
 """Golden samples: what the chain said on the host, held against what it says here."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +11,9 @@ import numpy.typing as npt
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, CheckError, InputError
 from edgekit.runtime import preprocess
-from edgekit.runtime.chain import Chain
+from edgekit.runtime.chain import Chain, Prediction
 
-__all__ = ["GoldenReport", "differences", "load_array", "load_arrays", "verify_golden"]
+__all__ = ["GoldenReport", "decisions", "differences", "load_array", "load_arrays", "verify_golden"]
 
 Array = npt.NDArray[Any]
 
@@ -63,6 +65,20 @@ def verify_golden(bundle: Bundle, chain: Chain) -> GoldenReport:
             there = _decision(sample.exit, sample.class_index, sample.confidence)
             raise CheckError(f"{paths}: leaves {here}, on the host {there}")
     return GoldenReport(len(golden.samples), worst, golden.max_relative_error)
+
+
+def decisions(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """What was said of samples, as plain data: exits by name, classes, confidences.
+
+    None is the class where exits tell none, and the confidence that is no finite number.
+    """
+    return {
+        "exits": [one.exit for one in predictions],
+        "classes": [one.class_index for one in predictions],
+        "confidences": [
+            one.confidence if math.isfinite(one.confidence) else None for one in predictions
+        ],
+    }
 
 
 def _expected(bundle: Bundle, path: str) -> Array:

@@ -17,8 +17,9 @@ import torch
 from torch import fx, nn
 
 import edgekit
-from edgekit.bundle.manifest import Axis, Exit, File, Policy, Segment, TensorSpec
+from edgekit.bundle.manifest import Axis, Exit, File, Policy, Segment, TensorSpec, Tuning
 from edgekit.runtime.preprocess import by_name
+from edgekit.tuning.seen import Seen
 
 __all__ = [
     "Artifact",
@@ -260,10 +261,16 @@ class Segments(Generic[Program]):
 
 @dataclass(frozen=True)
 class Tuned:
-    """The finished chain with the policy that it is deployed under."""
+    """The finished chain with the policy that it is deployed under.
+
+    Where there is a tuning split, also what is known of the policy from it, and what every exit
+    said of its samples.
+    """
 
     segments: Segments[bytes]
     policy: Policy
+    tuning: Tuning | None = None
+    seen: Seen | None = None
 
     def problems(self) -> list[str]:
         """What is not as it must be: the segments, and a finite threshold per early exit."""

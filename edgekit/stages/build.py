@@ -45,6 +45,8 @@ host has no integer kernel for it computes in float. A wrong weight or scale mov
 """
 
 
+_SEEN = "tuning/seen.npz"
+
 _TINY = 1e-12
 """Keeps the log-odds of a certain confidence, or of a threshold of 0 or 1, finite."""
 
@@ -104,6 +106,10 @@ class Build(Stage[Tuned, Contents]):
         chain = chain_of(parts, parts.chain, inputs, labels, policy, target)
         golden = self._golden(chain, files)
         test_data = self._test_data(inputs, files)
+        tuning = artifact.tuning
+        if tuning is not None and artifact.seen is not None:
+            tuning = dataclasses.replace(tuning, seen=_SEEN)
+            files[_SEEN] = artifact.seen.to_bytes()
         requirements = self._install(files, step)
         variant = "default"
         listed = tuple(_file(path, content) for path, content in files.items())
@@ -127,7 +133,7 @@ class Build(Stage[Tuned, Contents]):
                 inputs=inputs,
                 labels=labels,
                 policy=policy,
-                tuning=None,
+                tuning=tuning,
                 variants=(m.Variant(variant, parts.exits, parts.tensors, segments),),
                 baselines=(m.Baselines(variant, plain, whole),),
                 requirements=requirements,

@@ -24,9 +24,11 @@ from edgekit.stages import Network, Segments, Tuned
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
 from edgekit.stages.split import Split as SplitStage
-from edgekit.stages.tune import Seen, Tune, choose, fit, least_correct
+from edgekit.stages.tune import Tune
 from edgekit.target import load_target
 from edgekit.tuning.certificate import p_value, parted
+from edgekit.tuning.goal import Costs, choose, fit, least_correct
+from edgekit.tuning.seen import Seen
 from tests.conftest import write_tiny_recipe
 from tests.stages.test_contract import SOUND
 
@@ -260,12 +262,12 @@ def test_an_exit_rate_is_reached_with_most_answers_right(tiny):
 
 def test_an_exit_rate_is_counted_in_whole_samples(tiny):
     """0.9 of 10 are 9; in floats, what may stay is a little less than 1."""
-    confidences = np.concatenate([np.ones(9), [0.0]])[None].repeat(2, axis=0)
+    confidences = np.concatenate([np.ones(9), [0.0]])[None].repeat(3, axis=0)
     seen = Seen(confidences, np.zeros((3, 10), int), np.zeros(10, int), None)
     recipe = tiny.recipe.model_copy(
         update={"policy": type(tiny.recipe.policy)(tune={"min_exit_rate": 0.9})}
     )
-    thresholds, _ = choose(recipe, seen, np.arange(1.0, 4.0), None)
+    thresholds = choose(recipe, seen, Costs("MACs", np.arange(1.0, 4.0)), None).thresholds
     assert seen.observed("disagreement", np.ones(3)).taken(thresholds).tolist().count(2) <= 1
 
 
@@ -293,11 +295,17 @@ def test_goals_that_nothing_meets_are_refused_with_what_was_asked(tiny):
 @pytest.mark.parametrize(
     ("goal", "words"),
     [
-        ({}, "needs max_accuracy_drop, min_exit_rate, exit_rates or a certificate"),
+        ({}, "needs one of max_accuracy_drop, min_exit_rate, max_latency_ms, weigh"),
+        ({"min_class_accuracy": 0.5}, "needs one of max_accuracy_drop"),
+        ({"energy_mj": {"first": 1, "second": 2, "last": 3}}, "needs one of max_accuracy_drop"),
+        ({"mean_plus_std": 1, "min_exit_rate": 0.5}, "mean_plus_std says where every sample"),
         (
-            {"min_class_accuracy": 0.5},
-            "needs max_accuracy_drop, min_exit_rate, exit_rates or a certificate",
+            {"mean_plus_std": 1, "exit_rates": {"first": 0.5, "second": 0.1}},
+            "exit_rates says where every sample",
         ),
+        ({"max_latency_ms": {}}, "needs mean, p95 or both"),
+        ({"weigh": {"error": 1}}, "Field required"),
+        ({"weigh": {"cost": 1}, "energy_mj": {"first": 1, "last": 3}}, "none for second"),
         ({"certificate": {"risk": 0.1}, "search": "shared"}, "a search of its own"),
         ({"certificate": {"risk": 0}}, "greater than 0"),
         ({"exit_rates": {"first": 0.5, "second": 0.1}, "max_accuracy_drop": 0.1}, "no other goal"),
@@ -325,7 +333,8 @@ def test_given_thresholds_need_no_labels_but_tuning_does(tiny, labels):
     tuning = None if labels else dataclasses.replace(tiny.tuning, labels=None)
     result = tiny.tune({"thresholds": 0.5}, tuning, None)
     assert result.artifact.policy.thresholds == (0.5, 0.5)
-    assert result.notes == {}
+    assert result.notes.get("agreement") == (None if tuning is None else 1.0)
+    assert (result.artifact.tuning is None) == (tuning is None)
     recipe = tiny.recipe.model_copy(
         update={"policy": type(tiny.recipe.policy)(tune={"max_accuracy_drop": 0.01})}
     )
@@ -379,3 +388,75 @@ def test_a_policy_that_does_not_fit_the_chain_is_a_problem(thresholds, words):
     (problem,) = Tuned(SOUND, Policy("max_prob", thresholds)).problems()
     assert words in problem
     assert Tuned(SOUND, Policy("max_prob", (0.5,))).problems() == []
+
+
+def test_a_build_does_not_guess_how_long_a_device_takes(tiny):
+    with pytest.raises(RecipeError, match="edgekit tune BUNDLE --profile FILE"):
+        tiny.tune({"tune": {"max_latency_ms": 5}})
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"thresholds": 0.3},
+        {"tune": {"max_accuracy_drop": 0.1}},
+        {"tune": {"max_accuracy_drop": 1.0, "min_class_accuracy": 0.1, "search": "per_exit"}},
+        {"tune": {"exit_rates": {"first": 0.3, "second": 0.3}}},
+        {"tune": {"certificate": {"risk": 0.6, "confidence": 0.9}}},
+        {"criterion": "patience", "thresholds": 1},
+    ],
+    ids=["given", "drop", "class floor", "rates", "certificate", "patience"],
+)
+def test_the_front_that_travels_is_what_a_chain_does(tiny, policy):
+    result = tiny.tune(policy)
+    tuning, chosen = result.artifact.tuning, result.artifact.policy
+    assert tuning.points[tuning.chosen].thresholds == chosen.thresholds
+    assert [point.cost for point in tuning.points] == sorted({x.cost for x in tuning.points})
+    assert tuning.costs[-1] == sum(part.macs for part in tiny.segments.chain)
+    labels = tiny.tuning.labels
+    for point in tuning.points:
+        found = decide(tiny.logits, dataclasses.replace(chosen, thresholds=point.thresholds))
+        counts = np.bincount(found.depths, minlength=3)
+        assert [one.count for one in point.left] == counts.tolist()
+        assert point.right == np.sum(found.classes == labels)
+        assert point.cost == pytest.approx(counts @ tuning.costs / len(labels))
+        for depth, left in enumerate(point.left):
+            confidences = found.confidences[found.depths == depth]
+            assert (
+                sum(confidences >= left.edges[-1] if left.edges else confidences >= 0)
+                == (left.counts[-1])
+            )
+    assert (tuning.certificate is not None) == ("certificate" in policy.get("tune", {}))
+
+
+def test_another_point_that_is_no_better_and_dearer_does_not_travel(tiny):
+    tuning = tiny.tune({"thresholds": 0.3}).artifact.tuning
+    others = [point for place, point in enumerate(tuning.points) if place != tuning.chosen]
+    assert len(others) > 2
+    assert [one.right for one in others] == sorted({one.right for one in others})
+
+
+def test_what_is_cheapest_depends_on_what_an_error_weighs(tiny):
+    costs = [
+        tiny.tune({"tune": {"weigh": {"cost": cost}, "search": "per_exit"}}).artifact.tuning
+        for cost in (1e-6, 0.3, 1e6)
+    ]
+    chosen = [one.points[one.chosen] for one in costs]
+    assert chosen[0].cost >= chosen[1].cost >= chosen[2].cost == costs[0].costs[0]
+    assert chosen[0].right == max(point.right for point in costs[0].points)
+
+
+def test_energy_is_saved_where_the_recipe_says_what_it_is(tiny):
+    energy_mj = {"first": 1.0, "second": 2.0, "last": 50.0}
+    goal = {"weigh": {"cost": 1e6}, "energy_mj": energy_mj}
+    tuning = tiny.tune({"tune": goal}).artifact.tuning
+    assert tuning.unit == "mJ"
+    assert tuning.costs == (1.0, 2.0, 50.0)
+    assert tuning.points[tuning.chosen].cost == 1.0
+
+
+def test_thresholds_by_mean_and_deviation_are_those(tiny):
+    policy = tiny.tune({"tune": {"mean_plus_std": 0.5}}).artifact.policy
+    confidences = [CRITERIA["max_prob"](one) for one in tiny.logits[:-1]]
+    wanted = [one.mean() + 0.5 * one.std() for one in confidences]
+    assert policy.thresholds == pytest.approx(wanted, rel=1e-4)
