@@ -169,6 +169,13 @@ def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
     if shares := notes["quantize"].get("integer_share"):
         terminal.line(f"integers   {shares['chain']:.1%} of the MACs outside the heads")
     tuned = notes["tune"]
+    if mended := tuned.get("temperature"):
+        at = ", ".join(
+            f"{exit} at {one['temperature']:.3g} (ECE {one['ece_before']:.4f} -> "
+            f"{one['ece_after']:.4f})"
+            for exit, one in mended.items()
+        )
+        terminal.line(f"calibrated {at}")
     if "exit_rates" in tuned:
         at = ", ".join(f"{exit} {value:.6g}" for exit, value in tuned["thresholds"].items())
         leave = ", ".join(f"{exit} {rate:.1%}" for exit, rate in tuned["exit_rates"].items())

@@ -5,21 +5,38 @@ most probable. It changes no class, and says nothing of samples unlike those tha
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.runtime.criteria import scaled
+from edgekit.runtime.criteria import CRITERIA, scaled
+from edgekit.tuning.certificate import parted
 
-__all__ = ["GREATEST", "LEAST", "Bin", "Reliability", "fit_temperature", "nll", "reliability"]
+__all__ = [
+    "GREATEST",
+    "LEAST",
+    "MOST_SAMPLES",
+    "Bin",
+    "Reliability",
+    "calibrated",
+    "fit_temperature",
+    "fitted_on",
+    "nll",
+    "reliability",
+]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
 LEAST, GREATEST = 0.05, 20.0
 """The bounds of a temperature: where every answer is right, none would be small enough."""
+
+MOST_SAMPLES = 5000
+"""At most so many are fitted to: a single number needs no more, and their logits fit in memory."""
 
 _STEPS = 100
 """Newton's method needs fewer than ten; halving the bounds alone, not half as many as these."""
@@ -49,6 +66,42 @@ class Reliability:
 
     ece: float
     bins: tuple[Bin, ...]
+
+
+def fitted_on(samples: int, *, certified: bool) -> Integers:
+    """Which samples of a split temperatures are fitted to: indices in order, evenly spaced.
+
+    With a certificate none of those that it tests on: what is tested may not have had a part in
+    making what is tested.
+    """
+    rows = parted(samples)[0] if certified else np.arange(samples)
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST_SAMPLES, len(rows))).astype(int))]
+
+
+def calibrated(
+    exits: Sequence[str], logits: Sequence[Array], labels: Array
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """A temperature for each exit, and by its name what that mended, as plain data.
+
+    `logits` has one array `[samples, classes]` per exit, `labels` is int64 `[samples]`. Each exit
+    is looked at alone, and its confidence is its largest probability, whatever the criterion; all
+    of these samples, which are those fitted to.
+    """
+    temperatures: list[float] = []
+    found: dict[str, Any] = {}
+    for exit, one in zip(exits, logits, strict=True):
+        temperature = fit_temperature(one, labels)
+        temperatures.append(temperature)
+        found[exit] = {"temperature": temperature}
+        right = one.argmax(axis=1) == labels
+        for when, divisor in (("before", 1.0), ("after", temperature)):
+            told = reliability(CRITERIA["max_prob"](scaled(one, divisor)), right)
+            found[exit] |= {
+                f"nll_{when}": nll(one, labels, divisor),
+                f"ece_{when}": told.ece,
+                f"bins_{when}": [asdict(part) for part in told.bins],
+            }
+    return tuple(temperatures), found
 
 
 def reliability(confidences: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> Reliability:
