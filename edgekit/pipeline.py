@@ -201,11 +201,9 @@ class _Run:
             step("reference")
             if self.ends is not None:
                 self.answers["ends"] = ends_logits(network, self.inputs, self.ends)
-            tuned = self.recipe.policy.tune is not None
-            rows = {
-                checked.name: None if tuned else self.recipe.check.samples,
-                accepted.name: None,
-            }
+            # Of the whole tuning split: what accuracy may be lost is counted from, also later.
+            few = self.recipe.check.samples
+            rows = {checked.name: None if checked.name == "tuning" else few, accepted.name: None}
             for name, most in rows.items():
                 batches = self.splits[name].batches(self.inputs, most=most)
                 self.answers[name] = model_logits(network, batches)
@@ -255,10 +253,9 @@ class _Run:
 
     @property
     def final(self) -> Array | None:
-        """The model's final exit on the whole tuning split, if it was asked about all of that."""
+        """The model's final exit on the tuning split, if there is one."""
         answers = self.answers.get("tuning")
-        whole = answers is not None and len(answers[0]) == len(self.splits["tuning"])
-        return answers[len(self.recipe.exits) - 1] if answers is not None and whole else None
+        return None if answers is None else answers[len(self.recipe.exits) - 1]
 
     @property
     def classes(self) -> bool:

@@ -241,7 +241,6 @@ def _ingredients(recipe: Recipe, target: Target, wheelhouse: bool) -> dict[str, 
     lower |= {f"the version of {name}": _version(name) for name in TOOLS[target.engine]}
     lower |= {
         "the order of the inputs": list(recipe.inputs or ()),
-        "whether thresholds are tuned": recipe.policy.tune is not None,
         "the version of Python": platform.python_version(),
         "the machine": platform.machine(),
         "edgekit's own code": _own_code(),

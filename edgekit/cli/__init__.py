@@ -8,7 +8,7 @@ import traceback
 import typer
 
 import edgekit
-from edgekit.cli import bench, build, cache, doctor, inspect, run, targets, verify
+from edgekit.cli import bench, build, cache, doctor, inspect, run, targets, tune, verify
 from edgekit.cli.output import print_error
 from edgekit.errors import EdgekitError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 fine, 1 user or recipe, 2 usage, 3 verification refused, "
     "4 device or engine, 70 a bug.",
 )
-for command in (build, inspect, run, verify, bench, targets, cache, doctor):
+for command in (build, inspect, run, verify, bench, tune, targets, cache, doctor):
     app.command()(getattr(command, command.__name__.rpartition(".")[2]))
 
 

@@ -20,7 +20,7 @@ from edgekit.cli.output import (
 from edgekit.errors import DeviceError
 from edgekit.runtime.device import describe, other_than_target
 
-__all__ = ["SetOption", "build", "require", "resolve"]
+__all__ = ["SetOption", "build", "print_tuned", "require", "resolve"]
 
 SetOption = Annotated[
     list[str],
@@ -164,18 +164,22 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> 
 
 
 def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
-    """What quantize and tune came to, in a line each."""
+    """What quantize and tune came to, in a line or some."""
     terminal.line()
     if shares := notes["quantize"].get("integer_share"):
         terminal.line(f"integers   {shares['chain']:.1%} of the MACs outside the heads")
-    tuned = notes["tune"]
-    if mended := tuned.get("temperature"):
+    if mended := notes["tune"].get("temperature"):
         at = ", ".join(
             f"{exit} at {one['temperature']:.3g} (ECE {one['ece_before']:.4f} -> "
             f"{one['ece_after']:.4f})"
             for exit, one in mended.items()
         )
         terminal.line(f"calibrated {at}")
+    print_tuned(terminal, notes["tune"])
+
+
+def print_tuned(terminal: Terminal, tuned: dict[str, Any]) -> None:
+    """What the thresholds are, and what came of them on the tuning split."""
     if "exit_rates" in tuned:
         at = ", ".join(f"{exit} {value:.6g}" for exit, value in tuned["thresholds"].items())
         leave = ", ".join(f"{exit} {rate:.1%}" for exit, rate in tuned["exit_rates"].items())
@@ -194,6 +198,8 @@ def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
             )
         elif "agreement" in tuned:
             terminal.line(f"agreement  {tuned['agreement']:.2%} {samples} with the final exit")
+        if "mean_latency_ms" in tuned:
+            terminal.line(f"latency    {tuned['mean_latency_ms']:.3f} ms on average")
         if promised := tuned.get("certificate"):
             terminal.line(
                 f"certified  at most {promised['risk']:.2%} {promised['of'].replace('_', ' ')}, "

@@ -8,7 +8,6 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from edgekit.errors import BuildError, RecipeError
 from edgekit.recipe import Recipe
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain
-from edgekit.runtime.criteria import PATIENCE, Walk
-from edgekit.runtime.preprocess import Inputs, Sample
+from edgekit.runtime.preprocess import Inputs
 from edgekit.stages import Part, Segments, Stage, StageResult, Step, Tuned
 from edgekit.target import Target
+from edgekit.tuning.doubt import sureness
 
 __all__ = ["Build", "Contents"]
 
@@ -46,9 +45,6 @@ host has no integer kernel for it computes in float. A wrong weight or scale mov
 
 
 _SEEN = "tuning/seen.npz"
-
-_TINY = 1e-12
-"""Keeps the log-odds of a certain confidence, or of a threshold of 0 or 1, finite."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +177,9 @@ class Build(Stage[Tuned, Contents]):
             x = split.tensor(index, inputs)
             taken = chain.one(x).exit
             # Another processor's last bit must not decide: those furthest from doubt come first.
-            by_exit.setdefault(taken, []).append((-_sureness(chain, x), index))
+            said = (list(one.values()) for one in chain.exits(preprocess.stack([x])))
+            sure = sureness(chain.spec.policy, *said, classes=bool(chain.spec.labels))
+            by_exit.setdefault(taken, []).append((-sure, index))
         # One of each exit in turn, until there are enough.
         turns = [
             (turn, index)
@@ -281,48 +279,6 @@ def _expected(rows: dict[str, list[Array]], folder: str, files: dict[str, bytes]
     paths = {exit: f"{folder}/{exit}.npy" for exit in rows}
     files |= {paths[exit]: _npy(np.stack(one)) for exit, one in rows.items()}
     return paths
-
-
-def _sureness(chain: Chain, x: Sample) -> float:
-    """How far a sample's decision is from being another one, in natural units of log-odds.
-
-    A confidence that the exit gives is no probability, and is taken as it is.
-
-    The least of: the distance of each confidence that is looked at from its threshold, how far the
-    best class stands above the second at the exit that answers, and where it answers as the most
-    confident one, how far it is from the second of those. Under patience it is the classes of all
-    exits looked at that decide.
-    """
-    policy = chain.spec.policy
-    walk = Walk(policy)
-    patience = policy.criterion == PATIENCE
-    scale = float if policy.criterion == m.GIVEN else _log_odds
-    distances, leads, confidences = [], [], []
-    logits, given = (list(one.values()) for one in chain.exits(preprocess.stack([x])))
-    for pair, threshold in zip(zip_longest(logits, given), (*policy.thresholds, None), strict=True):
-        answer = walk.look(*pair)
-        confidences.append(float(answer.confidences[0]))
-        leads.append(math.inf)
-        if chain.spec.labels[1:]:
-            second, best = np.sort(walk.scores[0].astype(np.float64))[-2:]
-            leads[-1] = float(best - second)
-        if threshold is None:
-            answer = walk.otherwise()
-        elif not patience:
-            distances.append(abs(scale(confidences[-1]) - scale(threshold)))
-        if threshold is None or confidences[-1] >= threshold:
-            break
-    if patience:
-        return min(leads)
-    if threshold is None and policy.otherwise == "max_confidence" and len(confidences) > 1:
-        second, best = sorted(scale(one) for one in confidences)[-2:]
-        distances.append(best - second)
-    return min(*distances, leads[answer.exits[0]], math.inf)
-
-
-def _log_odds(share: float) -> float:
-    share = min(max(share, _TINY), 1 - _TINY)
-    return math.log(share / (1 - share))
 
 
 def _as_file(raw: Array | Path, source: m.Input) -> tuple[str, bytes]:

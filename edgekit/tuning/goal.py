@@ -363,6 +363,12 @@ def _in_time(goal: Goal, costs: Costs, rates: Floats) -> Bools:
         met &= rates @ costs.mean_ms <= limit.mean
     if limit.p95 is not None:
         met &= rates @ costs.share_within(limit.p95) >= _P95
+    if not met.any():
+        asked = limit.model_dump(exclude_none=True)
+        raise CheckError(
+            f"policy.tune.max_latency_ms: no thresholds keep {asked}: a sample that leaves at the "
+            f"first exit takes {costs.mean_ms[0]:.3g} ms on average"
+        )
     return met
 
 

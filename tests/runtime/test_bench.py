@@ -51,9 +51,12 @@ def test_a_report_has_every_key(measured: Report) -> None:
         assert measured[name].keys() == {"latency_ms", "accuracy"}
         assert measured[name]["latency_ms"].keys() == LATENCY
     for exit in measured["exits"]:
-        assert exit.keys() == {"name", "rate", "accuracy", "latency_ms"}
+        assert exit.keys() == {"name", "rate", "accuracy", "latency_ms", "cumulative_ms"}
+        quantiles = exit["cumulative_ms"]["quantiles"]
+        assert quantiles == sorted(quantiles)
+        assert quantiles[0] <= exit["cumulative_ms"]["mean"] <= quantiles[-1]
     for segment in measured["segments"]:
-        assert segment.keys() == {"name", "latency_ms", "p90_ms"}
+        assert segment.keys() == {"name", "sha256", "latency_ms", "p90_ms"}
 
 
 def test_a_report_is_plain_data(measured: Report) -> None:
@@ -132,7 +135,10 @@ def test_an_exit_that_nothing_took_has_no_figures(
     eager = replace(bundle, manifest=replace(bundle.manifest, policy=policy))
     report = bench(eager, *data, rounds=1)
     assert [exit["rate"] for exit in report["exits"]] == [1, 0, 0]
-    assert report["exits"][2] == {"name": "last", "rate": 0, "accuracy": None, "latency_ms": None}
+    last = report["exits"][2]
+    assert (last["rate"], last["accuracy"], last["latency_ms"]) == (0, None, None)
+    # How long it would have taken to get there is known all the same.
+    assert last["cumulative_ms"]["mean"] > report["exits"][1]["cumulative_ms"]["mean"]
 
 
 def test_rates_are_of_where_samples_left_whoever_answers(

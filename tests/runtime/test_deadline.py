@@ -375,14 +375,24 @@ def test_a_report_that_does_not_fit_is_refused_with_what_to_do(
     built_tiny: Path, tmp_path: Path, report: dict[str, Any]
 ) -> None:
     for changes, words in (
-        ({"bundle_id": "abc"}, f"bundle abc.*edgekit bench {built_tiny} --threads 1 --json"),
+        (
+            {"bundle_id": "abc", "segments": [{**report["segments"][0], "sha256": "other"}]},
+            f"bundle abc, which has another segment-1.*edgekit bench {built_tiny} --threads 1",
+        ),
         ({"threads": 3}, "times at 3 threads, the chain has 1; edgekit bench"),
-        ({"segments": report["segments"][:2]}, "no time of segment-3; edgekit bench"),
+        ({"segments": report["segments"][:2]}, "which has another segment-3 than"),
         ({"segments": [{**report["segments"][0], "p90_ms": None}]}, "edgekit bench BUNDLE --json"),
     ):
         path = written(tmp_path, {**report, **changes})
         with pytest.raises(InputError, match=words):
             Chain.load(built_tiny, profile=path)
+
+
+def test_the_same_segments_take_the_same_time_under_another_policy(
+    built_tiny: Path, tmp_path: Path, report: dict[str, Any]
+) -> None:
+    chain = Chain.load(built_tiny, profile=written(tmp_path, {**report, "bundle_id": "abc"}))
+    assert chain.segment_ms == pytest.approx([one["p90_ms"] for one in report["segments"]])
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"5", b"\xff", b"[" * 100_000])

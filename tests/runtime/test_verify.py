@@ -124,7 +124,12 @@ def test_a_changed_golden_decision_is_refused(tiny_bundle: Path, key: str) -> No
 
 
 def test_a_changed_threshold_shows_in_the_decisions(tiny_bundle: Path) -> None:
-    rewrite(tiny_bundle, lambda document: document["policy"].update(thresholds=[0.99, 0.99]))
+    def change(document: dict[str, Any]) -> None:
+        tuning = document["tuning"]
+        document["policy"].update(thresholds=[0.99, 0.99])
+        tuning["points"][tuning["chosen"]].update(thresholds=[0.99, 0.99])
+
+    rewrite(tiny_bundle, change)
     refused(tiny_bundle, "leaves at 'last'", "on the host at 'first'")
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from edgekit.backends import backend_for
@@ -13,11 +12,8 @@ from edgekit.errors import BuildError
 from edgekit.install import own_wheel, pins
 from edgekit.models.load import user_code
 from edgekit.recipe import load_recipe
-from edgekit.runtime import Chain
-from edgekit.runtime.bench import load_test_data
-from edgekit.runtime.criteria import decide
 from edgekit.stages import Part, Segments, Tuned
-from edgekit.stages.build import Build, _sureness
+from edgekit.stages.build import Build
 from edgekit.target import load_target
 
 SEGMENTS = Segments(
@@ -85,31 +81,3 @@ def test_a_bundle_carries_what_its_device_installs(built_tiny):
     assert lines[1:] == ["--find-links .", "--only-binary :all:", *wanted]
     carried = [file.path for file in bundle.manifest.files if file.path.startswith("install/")]
     assert sorted(carried) == [f"install/{wheel.name}", "install/requirements.txt"]
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [
-        Policy("max_prob", (0.29, 0.29), "sum"),
-        Policy("max_prob", (2.0, 2.0), "geometric", None, "max_confidence"),
-        Policy("patience", (1.0, 1.0)),
-    ],
-    ids=lambda policy: f"{policy.criterion} {policy.combine}",
-)
-def test_a_sure_sample_keeps_its_decision_where_logits_change_a_little(built_tiny, policy):
-    chain = Chain.load(built_tiny).with_policy(policy)
-    inputs, _ = load_test_data(read_bundle(built_tiny))
-    order = sorted(range(len(inputs)), key=lambda row: _sureness(chain, inputs[row]))
-    assert _sureness(chain, inputs[order[0]]) < _sureness(chain, inputs[order[-1]])
-    rng = np.random.default_rng(0)
-    logits = list(chain.logits(inputs).values())
-    decided = decide(logits, policy)
-    for row in order:
-        sureness = _sureness(chain, inputs[row])
-        assert sureness >= 0
-        for _ in range(20):
-            # Of three exits this moves a lead, or log-odds, by a third of the sureness at most.
-            noise = [rng.uniform(-1, 1, one[row].shape) * sureness / 20 for one in logits]
-            moved = [(one[row] + added)[None] for one, added in zip(logits, noise, strict=True)]
-            again = decide(moved, policy)
-            assert (again.exits[0], again.classes[0]) == (decided.exits[row], decided.classes[row])
