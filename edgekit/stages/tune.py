@@ -1,6 +1,6 @@
 """tune: the thresholds at which the finished chain is as fast as its accuracy allows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
 from edgekit.tuning.certificate import demand_enough
 from edgekit.tuning.goal import NO_TIMES, Costs, settle
 from edgekit.tuning.seen import Seen
-from edgekit.tuning.temperature import calibrated, fitted_on
+from edgekit.tuning.temperature import GREATEST, LEAST, calibrated, fitted_on
 
 __all__ = ["Tune"]
 
@@ -79,10 +79,11 @@ class Tune(Stage[Segments[bytes], Tuned]):
             given = self.recipe.thresholds
             assert given is not None  # noqa: S101  (the recipe has either)
             return StageResult(Tuned(artifact, self.recipe.manifest_policy(given)))
-        policy, notes = self.recipe.manifest_policy(()), {}
+        policy = self.recipe.manifest_policy(())
+        notes: dict[str, Any] = {}
         if self.recipe.policy.temperature:
             temperatures, mended = self._calibrated(artifact, self.tuning, step)
-            policy, notes = replace(policy, temperatures=temperatures), {"temperature": mended}
+            policy, notes["temperature"] = replace(policy, temperatures=temperatures), mended
         seen = self._see(artifact, self.tuning, policy, step)
         step("search")
         # A build measures no time, so that the next one is the same: what a sample costs is MACs.
@@ -91,7 +92,10 @@ class Tune(Stage[Segments[bytes], Tuned]):
             self.recipe, artifact.exits, seen, costs, self._right_in_pytorch(seen.labels)
         )
         policy = replace(policy, thresholds=found.thresholds)
-        return StageResult(Tuned(artifact, policy, found.tuning, seen), {**found.notes, **notes})
+        notes = {**found.notes, **notes}
+        if far := _bounded(artifact.exits, policy.temperatures or ()):
+            notes["warning"] = "; ".join(filter(None, [notes.get("warning"), far]))
+        return StageResult(Tuned(artifact, policy, found.tuning, seen), notes)
 
     def _calibrated(
         self, segments: Segments[bytes], tuning: Split, step: Step
@@ -124,3 +128,16 @@ class Tune(Stage[Segments[bytes], Tuned]):
         if self.final_logits is None or labels is None:
             return None
         return int(np.sum(self.final_logits.argmax(axis=1) == labels))
+
+
+def _bounded(exits: Sequence[str], temperatures: Sequence[float]) -> str | None:
+    """Words about exits whose best temperature lies beyond the bounds, if any does."""
+    pairs = zip(exits, temperatures, strict=False)  # There may be no temperatures.
+    far = [exit for exit, one in pairs if not LEAST < one < GREATEST]
+    if not far:
+        return None
+    return (
+        f"policy.temperature: that of {', '.join(far)} is at a bound, {LEAST:g} or {GREATEST:g}: "
+        "nearly every answer there is right on these samples, or hardly any, which says nothing of "
+        "how sure to be of others; give other samples in data.tuning, or leave temperature out"
+    )

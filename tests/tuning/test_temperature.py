@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edgekit.runtime.criteria import CRITERIA
-from edgekit.tuning.temperature import GREATEST, LEAST, fit_temperature, nll, reliability
+from edgekit.tuning.certificate import parted
+from edgekit.tuning.temperature import (
+    GREATEST,
+    LEAST,
+    MOST_SAMPLES,
+    fit_temperature,
+    fitted_on,
+    nll,
+    reliability,
+)
 
 SEEDS = st.integers(0, 2**32)
 
@@ -181,3 +190,14 @@ def test_the_temperature_mends_what_it_can():
         reliability(CRITERIA["max_prob"](one), right) for one in (logits, logits / temperature)
     )
     assert after.ece < before.ece / 3
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 20_000), st.booleans())
+def test_a_temperature_is_fitted_to_a_bounded_number_of_samples_from_end_to_end(samples, certified):
+    rows = fitted_on(samples, certified=certified)
+    of = parted(samples)[0] if certified else np.arange(samples)
+    assert len(rows) == min(len(of), MOST_SAMPLES)
+    assert (np.diff(rows) > 0).all()
+    assert np.isin(rows, of).all()
+    assert (rows[0], rows[-1]) == (of[0], of[-1])
