@@ -6,7 +6,7 @@ The test split of digits is small: one image of it is 0.3 point. So the tuning a
 are put together, and parted at random into halves again and again: thresholds are searched on the
 one half, the fastest that lose no more against the final exit than they may, and judged on the
 other. `oracle` are the best of all thresholds for the very half that they are judged on. Times are
-measured once, by the bench: of the samples that leave at each exit, and of the undivided network.
+measured once, by the bench: of the chain to each exit, and of the undivided network.
 Without a bundle recipes/digits is built, for `host` in FP32.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
     assert inputs is not None, "the bundle carries no test split"  # noqa: S101
     report = bench(bundle, inputs, labels, threads=1, rounds=options.rounds)
     plain_ms = report["plain"]["latency_ms"]["mean"]
-    given = observed(bundle, [one["latency_ms"]["mean"] for one in report["exits"]])
+    given = observed(bundle, [one["cumulative_ms"]["mean"] for one in report["exits"]])
     found = judged(given, plain_ms, options.halvings)
     print("\n".join(table(found)))
     print()
