@@ -323,6 +323,15 @@ def test_a_size_that_is_no_multiple_of_the_step_is_refused(pooled):
     )
 
 
+def test_thresholds_that_are_set_hold_at_every_size(pooled):
+    chain = Chain.load(pooled)
+    every = [np.ones((3, size, 12), np.float32) for size in (12, 13, 12)]
+    early = len(chain.spec.policy.thresholds)
+    for threshold, stop in ((-np.inf, "sure"), (np.inf, "final"), (-np.inf, "sure")):
+        chain.set_thresholds([threshold] * early)
+        assert {chain.one(x).stop for x in every} == {stop}
+
+
 def test_a_value_that_is_not_finite_is_found_at_every_size(pooled):
     chain = Chain.load(pooled)
     for size in (12, 13):

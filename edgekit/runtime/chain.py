@@ -9,12 +9,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.manifest import GIVEN, Input, Policy, Segment, TensorSpec, boundaries
+from edgekit.bundle.manifest import (
+    GIVEN,
+    Input,
+    Policy,
+    Segment,
+    TensorSpec,
+    Tuning,
+    boundaries,
+)
 from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime import deadline, preprocess
@@ -24,7 +32,7 @@ from edgekit.runtime.engines import Buffer, Engine, load_engine
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.preprocess import Sample
 
-__all__ = ["MOST_SHAPES", "Chain", "ChainSpec", "Prediction", "Shapes", "most_rows"]
+__all__ = ["MOST_SHAPES", "Chain", "ChainSpec", "Prediction", "Shapes", "Watcher", "most_rows"]
 
 Array = npt.NDArray[Any]
 
@@ -80,7 +88,7 @@ class ChainSpec:
     """What a chain is, apart from its engines: contracts, labels and policy.
 
     `most_rows` is how many samples run at once (see the function of that name); `bundle_id` says
-    which bundle the segments are of, if they are of one.
+    which bundle the segments are of, if they are of one, and `tuning` what is known of its policy.
     """
 
     inputs: tuple[Input, ...]
@@ -90,6 +98,7 @@ class ChainSpec:
     policy: Policy
     most_rows: int = _MOST_ROWS
     bundle_id: str | None = None
+    tuning: Tuning | None = None
 
 
 def most_rows(precision: str) -> int:
@@ -99,6 +108,18 @@ def most_rows(precision: str) -> int:
     said of a sample would depend on the others.
     """
     return 1 if precision == "int8-dynamic" else _MOST_ROWS
+
+
+class Watcher(Protocol):
+    """Who is told of every sample that a chain answers, see `Chain.watch`."""
+
+    def add(
+        self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: Stop
+    ) -> None:
+        """A sample left at exit `depth`, counted from 0, with its answer's confidence.
+
+        Times are of `time.perf_counter_ns`. The chain holds its lock here, and may not be called.
+        """
 
 
 class _Step(NamedTuple):
@@ -185,7 +206,7 @@ class Chain:
         self._single = len(spec.inputs) == 1
         self._dtypes = [np.dtype(one.dtype) for one in spec.inputs]
         self.lock = threading.Lock()
-        self.metrics: Metrics | None = None
+        self.watchers: tuple[Watcher, ...] = ()
         self._varying = any(one.varying for one in spec.inputs)
         self._sizes: dict[Shapes, dict[str, tuple[int, ...]]] = {}
         self._rooms: dict[Shapes, _Room] = {}
@@ -261,6 +282,7 @@ class Chain:
                 manifest.policy,
                 most_rows(manifest.target.precision),
                 manifest.bundle_id,
+                manifest.tuning,
             ),
             [bundle.segments[segment.path] for segment in chosen.segments],
             engine=manifest.target.engine,
@@ -293,13 +315,61 @@ class Chain:
     def with_policy(self, policy: Policy) -> "Chain":
         """The same segments, already loaded, under another policy and with buffers of their own.
 
-        The two share what is known of the segments' times, and `metrics` counts only the first.
+        The two share what is known of the segments' times, and who watches the first is told
+        nothing of the other. What tuning found is of thresholds alone: where anything else of the
+        policy is another, it goes.
         """
-        other = Chain(replace(self.spec, policy=policy), self.engines)
+        alike = replace(policy, thresholds=self.spec.policy.thresholds) == self.spec.policy
+        tuning = self.spec.tuning if alike else None
+        other = Chain(replace(self.spec, policy=policy, tuning=tuning), self.engines)
         # The engines are shared, and not every engine may run twice at once.
         other.lock = self.lock
         other._segment_ns, other._recorded = self._segment_ns, self._recorded
         return other
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Who counts the chain's samples; None where nobody does."""
+        return next((one for one in self.watchers if isinstance(one, Metrics)), None)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` of every sample from the next call on, after those told already.
+
+        Samples of a batch are told in their order, once all have left. Raises InputError where one
+        of its kind watches the chain.
+        """
+        with self.lock:
+            if any(type(one) is type(watcher) for one in self.watchers):
+                kind = type(watcher).__name__
+                raise InputError(f"the chain has its {kind} already: close that one first")
+            self.watchers = (*self.watchers, watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell `watcher` no more. For those who hold the chain's lock; again does nothing."""
+        self.watchers = tuple(one for one in self.watchers if one is not watcher)
+
+    def set_thresholds(self, thresholds: Sequence[float]) -> None:
+        """Hold samples to these thresholds from the next call on, one per early exit.
+
+        Nothing is loaded, bound or allocated. `spec.policy` has them afterwards. Raises InputError
+        where they are not as many as the early exits.
+        """
+        with self.lock:
+            self.retune(tuple(thresholds))
+
+    def retune(self, thresholds: tuple[float, ...]) -> None:
+        """As `set_thresholds`, for those who hold the chain's lock: watchers, as they are told."""
+        if len(thresholds) != len(self._thresholds) - 1:
+            raise InputError(
+                f"policy: {len(self._thresholds)} exits need {len(self._thresholds) - 1} "
+                f"thresholds, found {len(thresholds)}"
+            )
+        self.spec = replace(self.spec, policy=replace(self.spec.policy, thresholds=thresholds))
+        self._thresholds = [*thresholds, None]
+        for room in self._rooms.values() or [self._room]:
+            for plan in room.plans.values():
+                pairs = zip(plan.steps, self._thresholds, strict=True)
+                plan.steps[:] = [step._replace(threshold=one) for step, one in pairs]
 
     def read(self, path: str | os.PathLike[str]) -> Sample:
         """An image or `.npy` file as the input's tensor, an `.npz` file as several inputs' tensors.
@@ -392,8 +462,8 @@ class Chain:
             # Few calls and no layers between them: after a segment has filled the processor's
             # caches, every Python or numpy call on this path costs several times what it should.
             clock = time.perf_counter_ns
-            metrics = self.metrics
-            started_ns = clock() if metrics is not None else 0
+            watchers = self.watchers
+            started_ns = clock() if watchers else 0
             times = [clock()] if timings else None
             if self._varying:
                 self._turn_to(tuple([array.shape for array in given]), given)
@@ -434,8 +504,10 @@ class Chain:
                     result = plan.steps[taken].output()[0].copy()
                 elif walk is None:
                     index = int(output()[0].argmax())
-            if metrics is not None:
-                metrics.add(depth, confidence, started_ns, clock(), stop)
+            if watchers:
+                ended_ns = clock()
+                for watcher in watchers:
+                    watcher.add(depth, confidence, started_ns, ended_ns, stop)
         if result is not None:
             return Prediction(None, None, exit, confidence, stop, _latencies(times), result)
         return Prediction(index, self.spec.labels[index], exit, confidence, stop, _latencies(times))
@@ -516,13 +588,14 @@ class Chain:
 
     def _many(self, given: Sequence[Array], timings: bool) -> list[Prediction]:
         clock = time.perf_counter_ns
-        metrics = self.metrics
-        started_ns = clock() if metrics is not None else 0
+        watchers = self.watchers
+        started_ns = clock() if watchers else 0
         times = [clock()] if timings else None
         steps = self._start(given)
         walk = Walk(self.spec.policy)
         remaining = np.arange(len(given[0]))
         result: dict[int, Prediction] = {}
+        left: dict[int, tuple[int, float, int, int, Stop]] = {}
         for k in range(len(steps)):
             _, run, read, _, threshold, stop, output = steps[k]
             run()
@@ -534,11 +607,11 @@ class Chain:
                 leaves = answers.confidences >= threshold
             if times is not None:
                 times.append(clock())
-            ended_ns = clock() if metrics is not None else 0
+            ended_ns = clock() if watchers else 0
             for row in np.flatnonzero(leaves):
                 taken, index, confidence = _row(answers, int(row))
-                if metrics is not None:
-                    metrics.add(k, confidence, started_ns, ended_ns, stop)
+                if watchers:
+                    left[int(remaining[row])] = (k, confidence, started_ns, ended_ns, stop)
                 labels = self.spec.labels
                 result[int(remaining[row])] = Prediction(
                     index if labels else None,
@@ -558,6 +631,11 @@ class Chain:
                 for tensor in self._crossing[k]:
                     self._memory.keep(self._room.buffers[tensor], kept)
                 steps = (self._plans.get(len(kept)) or self._plan(len(kept))).steps
+        # Only now, for a watcher may set thresholds, and in order: by exit, a window that ends amid
+        # a batch would have more of the first exits than the stream has.
+        for _, told in sorted(left.items()):
+            for watcher in watchers:
+                watcher.add(*told)
         return [result[row] for row in range(len(given[0]))]
 
     def _batch(self, samples: Sample) -> list[Array]:

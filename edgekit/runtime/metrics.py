@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import InputError
+from edgekit.runtime.adapt import AdaptivePolicy
+from edgekit.runtime.drift import DriftDetector
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -83,7 +85,7 @@ class Metrics:
             raise InputError(f"{path}: metrics cannot be written there: {error.strerror}") from None
         self._open_window(time.perf_counter_ns())
         _open.add(self)
-        chain.metrics = self
+        chain.watch(self)
 
     def add(self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: str) -> None:
         """Count a sample that left at exit `depth`. For the chain, which holds its lock here.
@@ -97,7 +99,8 @@ class Metrics:
         if stop == "deadline":
             self._deadline_stops += 1
         if self._samples >= self._most_samples or ended_ns >= self._due_ns:
-            self._close_window(ended_ns)
+            # Of a batch, one that comes later may have left earlier.
+            self._close_window(max(ended_ns, self._began_ns))
 
     def flush(self) -> None:
         """Close the window now, if it holds a sample."""
@@ -108,8 +111,7 @@ class Metrics:
         """Write what there is and count no further. Closing again does nothing."""
         _open.discard(self)
         with self._chain.lock:
-            if self._chain.metrics is self:
-                self._chain.metrics = None
+            self._chain.unwatch(self)
             self._flush()
 
     def __del__(self) -> None:
@@ -138,6 +140,7 @@ class Metrics:
         self._began_ns, self._due_ns = now_ns, now_ns + self._window_ns
 
     def _close_window(self, now_ns: int) -> None:
+        watchers = self._chain.watchers
         line = {
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "pid": os.getpid(),
@@ -146,6 +149,8 @@ class Metrics:
             "samples": self._samples,
             "deadline_stops": self._deadline_stops,
             "lost_lines": self.lost_lines,
+            "place": next((one.place for one in watchers if isinstance(one, AdaptivePolicy)), None),
+            "drifts": next((one.count for one in watchers if isinstance(one, DriftDetector)), None),
             "exits": [exit.summary() for exit in self._exits],
         }
         self._open_window(now_ns)

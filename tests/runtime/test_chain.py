@@ -411,6 +411,82 @@ def test_another_policy_shares_the_engines_and_leaves_the_first_alone(
     assert chain.many(samples) == before
 
 
+def test_thresholds_that_are_set_hold_for_every_plan_bound_before(
+    chain: Chain, samples: Array
+) -> None:
+    changed = chain.with_policy(chain.spec.policy)
+    for size in (24, 1, 7):
+        changed.many(samples[:size])
+    bound = {rows: [step.run for step in plan.steps] for rows, plan in changed._plans.items()}
+    for thresholds in ((0.0, 0.0), (inf, inf), (0.30, 0.29), (inf, 0.29), (0.31, inf)):
+        changed.set_thresholds(thresholds)
+        assert changed.spec.policy == policy(*thresholds)
+        fresh = chain.with_policy(changed.spec.policy)
+        assert [changed.one(sample) for sample in samples] == [fresh.one(one) for one in samples]
+        for size in (24, 7, 3):
+            assert changed.many(samples[:size]) == fresh.many(samples[:size])
+    for rows, runs in bound.items():
+        assert [step.run for step in changed._plans[rows].steps] == runs, "it was bound again"
+    assert chain.spec.policy != changed.spec.policy
+
+
+@pytest.mark.parametrize("thresholds", [(), (0.5,), (0.5, 0.5, 0.5)])
+def test_thresholds_of_another_number_of_exits_are_refused(
+    chain: Chain, thresholds: tuple[float, ...]
+) -> None:
+    before = chain.spec
+    with pytest.raises(InputError, match=f"3 exits need 2 thresholds, found {len(thresholds)}"):
+        chain.set_thresholds(thresholds)
+    assert chain.spec is before
+
+
+class Noting:
+    """A watcher that notes what it is told, and sets thresholds when it first is."""
+
+    def __init__(self, chain: Chain, *thresholds: float) -> None:
+        self.chain, self.thresholds = chain, thresholds
+        self.told: list[tuple[int, float, str]] = []
+
+    def add(self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: str) -> None:
+        assert started_ns < ended_ns
+        self.told.append((depth, confidence, stop))
+        if self.thresholds:
+            self.chain.retune(self.thresholds)
+
+
+def told(found: list[Prediction]) -> list[tuple[int, float, str]]:
+    return [(EXITS.index(one.exit), one.confidence, one.stop) for one in found]
+
+
+def test_watchers_are_told_of_every_sample_in_order(chain: Chain, samples: Array) -> None:
+    watched = chain.with_policy(chain.spec.policy)
+    watcher = Noting(watched)
+    watched.watch(watcher)
+    one_by_one = [watched.one(sample) for sample in samples]
+    many = watched.many(np.tile(samples, (4, 1, 1, 1)))
+    with watched.lock:
+        watched.unwatch(watcher)
+    watched.one(samples[0])
+    assert watcher.told == told(one_by_one) + told(many)
+    assert len({depth for depth, *_ in watcher.told}) == 3
+
+
+def test_thresholds_that_a_watcher_sets_amid_a_batch_are_for_the_next(
+    chain: Chain, samples: Array
+) -> None:
+    watched = chain.with_policy(chain.spec.policy)
+    watched.watch(Noting(watched, inf, inf))
+    assert watched.many(samples) == chain.many(samples)
+    assert {one.exit for one in watched.many(samples)} == {"last"}
+
+
+def test_two_watchers_of_a_kind_are_refused(chain: Chain) -> None:
+    watched = chain.with_policy(chain.spec.policy)
+    watched.watch(Noting(watched))
+    with pytest.raises(InputError, match="the chain has its Noting already: close that one first"):
+        watched.watch(Noting(watched))
+
+
 def test_a_chain_is_loaded_from_a_path(built_tiny: Path, chain: Chain, samples: Array) -> None:
     for path in (built_tiny, str(built_tiny)):
         loaded = Chain.load(path, variant="default", threads=2)

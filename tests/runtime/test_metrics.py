@@ -237,6 +237,15 @@ def test_the_latency_in_a_batch_is_that_of_the_batch_so_far(
         assert exit["latency_ms"] == {"mean": depth, "p50": depth, "p95": depth, "max": depth}
 
 
+def test_no_window_ends_before_it_began_though_a_batch_is_told_in_its_order(
+    chain: Chain, samples: Array, path: Path
+) -> None:
+    with Metrics(chain, path, every_samples=1):
+        chain.many(samples)  # A sample that left at the last exit comes before some of the first.
+    assert [line["samples"] for line in lines(path)] == [1] * len(samples)
+    assert min(line["seconds"] for line in lines(path)) >= 0
+
+
 def test_a_line_says_when_it_was_written_and_by_whom(
     chain: Chain, samples: Array, path: Path, built_tiny: Path
 ) -> None:
