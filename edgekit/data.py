@@ -73,7 +73,10 @@ class Split:
 
     def subset(self, most: int) -> "Split":
         """At most so many samples, evenly spaced: sorted data keeps all its classes."""
-        rows = self.spread(most)
+        return self.of(self.spread(most))
+
+    def of(self, rows: npt.NDArray[np.int64]) -> "Split":
+        """These of the samples."""
         labels = None if self.labels is None else self.labels[rows]
         return Split(self.name, [self.raw[row] for row in rows], labels)
 

@@ -270,10 +270,14 @@ class _Run:
 
     def reach(self) -> Policy:
         """Who reaches a segment while it is quantized: by what the goal comes to in PyTorch."""
-        if (given := self.recipe.thresholds) is not None:
+        given = self.recipe.thresholds
+        if given is not None and not self.recipe.policy.temperature:
             return self.recipe.manifest_policy(given)
         logits, confidences = self._parted(self.answers["tuning"])
-        return fit(self.recipe, logits, confidences, self.splits["tuning"].labels)
+        labels = self.splits["tuning"].labels
+        # Where thresholds are given, the model was asked about the first samples only.
+        labels = None if labels is None else labels[: len(logits[-1])]
+        return fit(self.recipe, logits, confidences, labels)
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.

@@ -394,6 +394,8 @@ class Policy(Strict):
     """One by each exit's name, the final one included, for sum and geometric; left out, alike."""
     otherwise: Literal["last", "max_confidence"] = "last"
     """Who answers where no early exit is sure."""
+    temperature: bool = False
+    """Divide each exit's logits by a temperature fitted to the labels of the tuning split."""
     tune: Goal | None = None
     drift: Drift = Drift()
 
@@ -437,6 +439,16 @@ class Policy(Strict):
             raise ValueError(
                 "policy.confidence is for every exit, so it is a factory; what the model gives for "
                 "one exit stands in exits.confidence"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _temperatures_scale_something(self) -> "Policy":
+        if self.temperature and self.criterion in {"patience", GIVEN}:
+            why = "is no probability" if self.criterion == GIVEN else "counts classes"
+            raise ValueError(
+                f"temperature makes probabilities what they are worth, and {self.criterion} {why}; "
+                "leave it out"
             )
         return self
 
@@ -585,6 +597,11 @@ class Recipe(Strict):
         rates = None if self.policy.tune is None else self.policy.tune.exit_rates
         return None if rates is None else tuple(rates[name] for name in self.exits[:-1])
 
+    @property
+    def certified(self) -> bool:
+        """Whether a certificate is asked for."""
+        return self.policy.tune is not None and self.policy.tune.certificate is not None
+
     def manifest_policy(self, thresholds: tuple[float, ...]) -> manifest.Policy:
         """The policy as the manifest states it, with these thresholds."""
         policy = self.policy
@@ -650,6 +667,15 @@ class Recipe(Strict):
             raise ValueError(
                 "policy.tune: there is no data.tuning to fit thresholds to; name that split, or "
                 "give policy.thresholds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tempered_by_data(self) -> "Recipe":
+        if self.policy.temperature and self.data.tuning is None:
+            raise ValueError(
+                "policy.temperature: there is no data.tuning to fit temperatures to; name that "
+                "split, with labels, or leave temperature out"
             )
         return self
 

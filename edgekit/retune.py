@@ -41,8 +41,9 @@ another processor might decide it otherwise, and be no worse for it."""
 def recipe_of(bundle: Bundle, overrides: dict[str, Any]) -> Recipe:
     """The recipe that the bundle was built from, with these of its values changed, by dotted key.
 
-    Raises RecipeError for a value that is not of its policy's goal, thresholds or drift, and
-    InputError for a bundle that holds no tuning split.
+    Raises RecipeError for a value that is not of its policy's goal, thresholds or drift, or for a
+    certificate that no sample is left to test, and InputError for a bundle that holds no tuning
+    split.
     """
     if bundle.manifest.tuning is None:
         raise InputError(
@@ -68,7 +69,14 @@ def recipe_of(bundle: Bundle, overrides: dict[str, Any]) -> Recipe:
         other = {"tune": "thresholds", "thresholds": "tune"}.get(path[1])
         if other is not None and value is not None:
             policy[other] = None
-    return parse(Recipe, values, "--set")
+    recipe = parse(Recipe, values, "--set")
+    built = parse(Recipe, bundle.manifest.recipe, bundle.path.name)
+    if recipe.policy.temperature and recipe.certified and not built.certified:
+        raise RecipeError(
+            "policy.tune.certificate: the bundle's temperatures were fitted to samples that would "
+            "be tested on: build with the certificate, which fits them to the others"
+        )
+    return recipe
 
 
 def measured_costs(bundle: Bundle, report: dict[str, Any], source: str) -> Costs:
@@ -153,7 +161,9 @@ def retune(
             "command": command,
         }
         evidence["stages"] = [
-            {**stage, "notes": found.notes} if stage["name"] == "tune" else stage
+            {**stage, "notes": _mended(stage["notes"]) | found.notes}
+            if stage["name"] == "tune"
+            else stage
             for stage in evidence.get("stages", ())
         ]
         # How the decisions agreed with PyTorch's was counted under the policy before.
@@ -164,6 +174,11 @@ def retune(
         ]
         write_files(folder, {m.EVIDENCE_NAME: m.seal(evidence)})
     return Built(output, again.manifest, evidence)
+
+
+def _mended(notes: dict[str, Any]) -> dict[str, Any]:
+    """What the stage's notes say of temperatures, which are as they were."""
+    return {key: one for key, one in notes.items() if key == "temperature"}
 
 
 def _golden(bundle: Bundle, policy: m.Policy) -> tuple[m.Golden, dict[str, bytes]]:

@@ -1,12 +1,17 @@
 """The benchmarks run, and the ResNet-18 that they measure is right as well as fast."""
 
+import importlib.util
+import itertools
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
+from edgekit.tuning.search import Observed, evaluate
 from tests.conftest import ROOT
 
 
@@ -35,6 +40,74 @@ def test_searches_for_thresholds_are_timed_beside_a_plain_grid():
     assert len(printed) == 7
     assert "grid                  " in printed[2]
     assert "would take" in printed[4]
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """`benchmarks/digits_thresholds.py` as a module."""
+    path = ROOT / "benchmarks/digits_thresholds.py"
+    spec = importlib.util.spec_from_file_location("digits_thresholds", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Where its dataclasses look for their annotations.
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def few(seed, samples=9):
+    """Three exits on a few samples; some confidences are the same."""
+    rng = np.random.default_rng(seed)
+    confidences = rng.integers(0, 6, (2, samples)) / 6
+    right = rng.random((3, samples)) < [[0.6], [0.7], [0.8]]
+    return Observed(confidences, right, np.array([1.0, 2.5, 4.0]))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_thresholds_are_faster_than_the_oracles(halves, seed):
+    given = few(seed)
+    levels = [-1.0, *(np.arange(6) / 6), 2.0]
+    every = evaluate(given, list(itertools.product(levels, levels)))
+    for loss in (Fraction(0), Fraction(1, 4)):
+        least = halves.least_right(given, loss)
+        assert least == given.right[-1].sum() - (0 if loss == 0 else 2)
+        (found,) = (evaluate(given, halves.fastest(given, least)[None]),)
+        assert found.right[0] >= least
+        assert found.costs[0] == every.costs[every.right >= least].min()
+
+
+def test_thresholds_are_judged_on_the_half_that_they_were_not_found_on(halves):
+    # Every sample has its twin in the other half: what is found on one holds on the other.
+    rng = np.random.default_rng(0)
+    order = rng.permutation(200)
+    once = few(1, 100)
+    first, second = np.sort(order[:100]), np.sort(order[100:])
+    place = np.empty(200, int)
+    place[first] = place[second] = np.arange(100)
+    found = halves.judged(once.of(place), 4.0, 1)
+    assert len(found) == 6
+    for (loss, kind), one in found.items():
+        assert one.kept(loss) == 1, kind
+        assert 1 <= one.speedup[0] <= 4
+    for loss in halves.LOSSES:
+        speedups = [found[loss, kind].speedup[0] for kind in ("shared", "per exit", "oracle")]
+        assert speedups == sorted(speedups)
+        assert speedups[1] == speedups[2]
+    # And those of strangers do not: nothing that the exits say tells who is right.
+    samples = 80
+    noise = Observed(rng.random((2, samples)), rng.random((3, samples)) < 0.5, once.costs)
+    found = halves.judged(noise, 4.0, 4)
+    assert found[Fraction(0), "oracle"].kept(Fraction(0)) == 1
+    assert found[Fraction(0), "per exit"].kept(Fraction(0)) < 1
+
+
+def test_thresholds_for_each_exit_of_digits_are_judged_beside_a_shared_one(digits_bundle):
+    arguments = digits_bundle, "--halvings", 2, "--rounds", 1
+    printed = run("benchmarks/digits_thresholds.py", *arguments).splitlines()
+    cells = [line.split(" | ") for line in printed[2:8]]
+    assert [one[1] for one in cells] == ["shared", "per exit", "oracle"] * 2
+    assert [one[4] for one in cells if one[1] == "oracle"] == ["100%"] * 2
+    assert "halvings, slower in " in printed[9]
+    assert "of the 720 images" in "\n".join(printed)
 
 
 def rows_of(page: Path, *styles: str) -> dict[str, dict[str, str]]:

@@ -227,3 +227,21 @@ def test_even_thresholds_of_patience_lie_between_counts():
 
     logits = [np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 1, 1, 0]], np.eye(2)[[0, 1, 0, 1]]]
     assert even_policy(Policy("patience", ()), [*logits, logits[0]]).thresholds == (1.0, 0.5, 0.5)
+
+
+def test_exit_decisions_are_compared_at_their_temperatures():
+    from edgekit.check import even_policy
+    from edgekit.runtime.criteria import decide
+
+    rng = np.random.default_rng(0)
+    logits = [3 * rng.standard_normal((300, 5)) for _ in range(3)]
+    hot = Policy("max_prob", (), temperatures=(5.0, 3.0, 1.0))
+    found = even_policy(hot, logits)
+    assert found.temperatures == hot.temperatures
+    shares = np.bincount(decide(logits, found).depths, minlength=3) / 300
+    assert (shares > 1 / 8).all()
+    cold = Reference(("a", "b", "c"), logits, lambda: iter(()), found, Check())
+    plain = dataclasses.replace(found, temperatures=None)
+    warm = Reference(("a", "b", "c"), logits, lambda: iter(()), plain, Check())
+    assert (cold.decisions.depths != warm.decisions.depths).any()
+    assert cold.compare("tune", logits).exit_agreement == 1

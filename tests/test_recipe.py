@@ -366,6 +366,13 @@ def test_a_policy_becomes_the_manifests_in_the_order_of_the_exits(tiny_recipe: P
     assert plain == Policy("max_prob", (0.3, 0.29))
 
 
+def test_temperatures_without_a_split_to_fit_them_to_are_refused(tiny_recipe: Path) -> None:
+    overrides = {"policy.temperature": True, "data.tuning": None}
+    with pytest.raises(RecipeError, match=r"policy\.temperature: there is no data\.tuning"):
+        load_recipe(str(tiny_recipe), overrides)
+    assert load_recipe(str(tiny_recipe), {"policy.temperature": True}).policy.temperature
+
+
 TUNED = {"thresholds": None, "tune": {"max_accuracy_drop": 0.1}}
 
 
@@ -376,6 +383,11 @@ TUNED = {"thresholds": None, "tune": {"max_accuracy_drop": 0.1}}
         ({"criterion": "patience"}, "patience is a whole number of exits, 1 or more; found 0.3"),
         ({"criterion": "patience", "thresholds": 1.5}, "whole number of exits"),
         ({"criterion": "patience", "thresholds": 0}, "whole number of exits"),
+        (
+            {"criterion": "patience", "thresholds": 1, "temperature": True},
+            "temperature makes probabilities what they are worth, and patience counts classes",
+        ),
+        ({"criterion": "given", "temperature": True}, "and given is no probability"),
         ({"combine": "mean"}, "policy.combine"),
         ({"otherwise": "first"}, "policy.otherwise"),
         ({"weights": {"first": 1, "second": 1, "last": 1}}, "weights need combine: sum or"),

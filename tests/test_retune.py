@@ -258,3 +258,40 @@ def test_what_the_command_refuses_leaves_nothing(cli, tiny_bundle, options, code
     ended = cli("tune", tiny_bundle, *options)
     assert (ended.code, words in ended.err) == (code, True), ended.err
     assert not tiny_bundle.with_name(f"{tiny_bundle.name}-tuned").exists()
+
+
+def test_temperatures_stay_and_no_certificate_is_tested_on_what_made_them(
+    cli, tiny_recipe, tmp_path
+):
+    folder = tmp_path / "bundle"
+    ended = cli("build", tiny_recipe, "--output", folder, "--set", "policy.temperature=true")
+    (line,) = (one for one in ended.out.splitlines() if one.startswith("calibrated "))
+    before = read_bundle(folder)
+    notes = notes_of(before)["temperature"]
+    by_exit = [(exit, notes[exit]) for exit in ("first", "second", "last")]
+    assert line.removeprefix("calibrated ") == ", ".join(
+        f"{exit} at {one['temperature']:.3g} "
+        f"(ECE {one['ece_before']:.4f} -> {one['ece_after']:.4f})"
+        for exit, one in by_exit
+    )
+    temperatures = before.manifest.policy.temperatures
+    assert temperatures == tuple(one["temperature"] for _, one in by_exit)
+    assert cli("verify", folder).code == 0
+    assert f"at temperatures {temperatures[0]:g}, " in cli("inspect", folder).out
+    report = tmp_path / "report.json"
+    assert cli("bench", folder, "--rounds", 1, "--json", report).code == 0
+    tune = "tune", folder, "--profile", report, "--output", tmp_path / "again", "--set"
+    refused = cli(*tune, "policy.tune.certificate={risk: 0.6}")
+    assert refused.code == 1
+    assert "temperatures were fitted to samples that would be tested on" in refused.err
+    assert cli(*tune, "policy.tune.min_exit_rate=0.5").code == 0
+    after = read_bundle(tmp_path / "again")
+    assert after.manifest.policy.temperatures == temperatures
+    assert after.manifest.policy.thresholds != before.manifest.policy.thresholds
+    assert notes_of(after)["temperature"] == notes
+
+
+def notes_of(bundle: Bundle) -> dict:
+    """What the evidence says of tuning."""
+    stages = read_evidence(bundle)["stages"]
+    return next(one["notes"] for one in stages if one["name"] == "tune")

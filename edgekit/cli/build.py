@@ -155,7 +155,7 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> 
     terminal.line()
     print_segments(terminal, manifest.variant(), [x.tensor for x in manifest.inputs])
     notes = {stage["name"]: stage["notes"] for stage in evidence["stages"]}
-    _print_results(terminal, notes)
+    _print_results(terminal, notes, manifest.variant().exits)
     for dropped in notes["optimize"]["dropped"]:
         terminal.line("\nNote: {pass} was dropped for {part}: {reason}".format(**dropped))
     for found in notes.values():
@@ -170,11 +170,19 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> 
         )
 
 
-def _print_results(terminal: Terminal, notes: dict[str, Any]) -> None:
+def _print_results(terminal: Terminal, notes: dict[str, Any], exits: tuple[str, ...]) -> None:
     """What quantize and tune came to, in a line or some."""
     terminal.line()
     if shares := notes["quantize"].get("integer_share"):
         terminal.line(f"integers   {shares['chain']:.1%} of the MACs outside the heads")
+    if mended := notes["tune"].get("temperature"):
+        at = ", ".join(
+            "{} at {temperature:.3g} (ECE {ece_before:.4f} -> {ece_after:.4f})".format(
+                exit, **mended[exit]
+            )
+            for exit in exits
+        )
+        terminal.line(f"calibrated {at}")
     print_tuned(terminal, notes["tune"])
 
 

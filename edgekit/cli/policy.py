@@ -24,16 +24,16 @@ PolicyOption = Annotated[
     ),
 ]
 
-_FITTED = ("criterion", "combine", "weights")
+_FITTED = ("criterion", "combine", "weights", "temperatures")
 """What thresholds are fitted to: where one of these is another, the bundle's say nothing."""
 
 
 def other_policy(text: str, manifest: Manifest) -> Policy:
     """The bundle's policy with what `text` changes: a JSON object, or a file that holds one.
 
-    `thresholds` may be a number for all early exits, `thresholds` and `weights` a list in order of
-    depth or an object by exit. Raises InputError where the file cannot be read, or where what it
-    says is no policy for the bundle's exits.
+    `thresholds` may be a number for all early exits; `thresholds`, `weights` and `temperatures` are
+    a list in order of depth or an object by exit. Raises InputError where the file cannot be read,
+    or where what it says is no policy for the bundle's exits.
     """
     exits = manifest.variant().exits
     given = _read(text)
@@ -43,18 +43,17 @@ def other_policy(text: str, manifest: Manifest) -> Policy:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields)}"
             raise InputError(f"--policy: a policy has no {key!r}; {hint}")
-    for key, names in (("thresholds", exits[:-1]), ("weights", exits)):
+    for key, names in (("thresholds", exits[:-1]), ("weights", exits), ("temperatures", exits)):
         if key in given:
             given[key] = _in_order(key, given[key], names)
-    before = dataclasses.asdict(manifest.policy)
+    before = json.loads(json.dumps(dataclasses.asdict(manifest.policy)))  # Lists, as those given.
     other = [key for key in _FITTED if key in given and given[key] != before[key]]
     if other and "thresholds" not in given and exits[1:]:
         raise InputError(
             f"--policy: the bundle's thresholds are not for another {other[0]}; give thresholds too"
         )
-    document = json.loads(json.dumps({**before, **given}))
     try:
-        policy = parse_policy(document)
+        policy = parse_policy({**before, **given})
     except BundleError as error:
         raise InputError(f"--policy: {str(error).removesuffix('; rebuild it')}") from None
     last = [segment.exits[-1] for segment in manifest.variant().segments]
@@ -70,6 +69,8 @@ def policy_text(policy: Policy, exits: tuple[str, ...]) -> str:
         parts.append(f"of the {policy.combine}")
     if policy.weights is not None:
         parts.append(f"with weights {', '.join(f'{one:g}' for one in policy.weights)}")
+    if policy.temperatures is not None:
+        parts.append(f"at temperatures {', '.join(f'{one:g}' for one in policy.temperatures)}")
     thresholds = ", ".join(
         f"{exit} at {one:g}" for exit, one in zip(exits, policy.thresholds, strict=False)
     )

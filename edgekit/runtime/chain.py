@@ -26,7 +26,7 @@ from edgekit.bundle.manifest import (
 from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime import deadline, preprocess
-from edgekit.runtime.criteria import CRITERIA, Answers, Walk, unknown
+from edgekit.runtime.criteria import CRITERIA, Answers, Walk, scaled, unknown
 from edgekit.runtime.device import threads_here
 from edgekit.runtime.engines import Buffer, Engine, load_engine
 from edgekit.runtime.metrics import Metrics
@@ -125,8 +125,9 @@ class Watcher(Protocol):
 class _Step(NamedTuple):
     """A segment bound to buffers: run it, read what is looked at, and hold that to a threshold.
 
-    `depth` counts from 0. `stop` is why a sample that leaves here does. `read` gives the exit's
-    logits, or the confidences that it gives itself; `output` its logits, or what it has instead.
+    `depth` counts from 0. `stop` is why a sample that leaves here does. `read` gives what the
+    criterion is computed from: the exit's logits, for one sample over their temperature if there is
+    one, or the confidences that it gives itself; `output` its logits, or what it has instead.
     """
 
     depth: int
@@ -198,6 +199,8 @@ class Chain:
         self._criterion = known.get(policy.criterion) if alone else None
         # Class scores, each exit's alone: nothing is left to do then but to take the largest.
         self._plain = self._criterion is not None and not self._given and bool(spec.labels)
+        # Of what a temperature divides, the largest is taken before that, as `Walk` does.
+        self._plain &= policy.temperatures is None
         # The last exit takes every sample that comes to it, also one whose confidence is NaN.
         self._thresholds = [*policy.thresholds, None]
         self._single = len(spec.inputs) == 1
@@ -732,6 +735,7 @@ class Chain:
             }
             room.capacity = rows
         buffers = room.buffers
+        temperatures = self.spec.policy.temperatures
         steps = []
         bound = zip(segments, self.engines, self._thresholds, strict=True)
         for depth, (segment, engine, threshold) in enumerate(bound):
@@ -747,6 +751,8 @@ class Chain:
                 read = _nothing(rows)
                 if exit.confidence is not None:
                     read = memory.reader(buffers[exit.confidence], rows)
+            elif rows == 1 and self._criterion is not None and temperatures is not None:
+                read = _scaled(output, temperatures[depth])
             stop: Stop = "final" if threshold is None else "sure"
             steps.append(_Step(depth, run, read, exit.name, threshold, stop, output))
         entries = [
@@ -774,6 +780,11 @@ def _nothing(rows: int) -> Callable[[], Array]:
     """Reads the confidences of an exit that gives none."""
     unknown = np.full(rows, np.nan)
     return lambda: unknown
+
+
+def _scaled(output: Callable[[], Array], temperature: float) -> Callable[[], Array]:
+    """Reads an exit's logits over its temperature."""
+    return lambda: scaled(output(), temperature)
 
 
 def _latencies(times: list[int] | None) -> tuple[float, ...] | None:

@@ -8,9 +8,9 @@ goes on.
 Under the criterion `given` nothing is computed: the exit brings its confidence, an output of its
 segment, and may give anything beside it, class scores or not.
 
-A policy may also combine an exit's logits with those of the exits before it, and remember which of
-them was the most confident. `Walk` does that, and nothing else in edgekit does: the runtime, the
-checks and the tuning all ask it.
+A policy may also divide an exit's logits by a temperature, combine them with those of the exits
+before it, and remember which of them was the most confident. `Walk` does that, and nothing else in
+edgekit does: the runtime, the checks and the tuning all ask it.
 
 Every numpy call counts: after a network has filled the processor's caches, each costs several times
 what it costs in a loop, and the first segment of a small network may take but a tenth of a
@@ -37,6 +37,7 @@ __all__ = [
     "Decisions",
     "Walk",
     "decide",
+    "scaled",
     "unknown",
 ]
 
@@ -116,6 +117,17 @@ exits the deepest answers; a NaN confidence is less than any other.
 """
 
 
+def scaled(logits: npt.NDArray[Any], temperature: float) -> Floats:
+    """The logits `[..., classes]` over their exit's temperature, float64: `z / T`.
+
+    Temperature scaling (Guo et al., arXiv 1706.04599, section 4.2). Above 1 it makes every
+    confidence less, below 1 more; which class is the largest stays.
+    """
+    wide = logits.astype(np.float64)
+    wide /= temperature
+    return wide
+
+
 def unknown(policy: Policy) -> str | None:
     """Words about what this edgekit cannot do of a policy; None where it can do all."""
     for what, name, known in (
@@ -165,13 +177,17 @@ class Walk:
     """
 
     scores: npt.NDArray[Any]
-    """`[samples, classes]`: the logits, or their combination, of the exit looked at last."""
+    """`[samples, classes]`: what was looked at last, an exit's logits as the policy has them.
+
+    Over the exit's temperature, and combined with those before it, where it says so.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._criterion = CRITERIA.get(policy.criterion)
         self._given = policy.criterion == GIVEN
         self._combine = policy.combine
         self._weights = policy.weights
+        self._temperatures = policy.temperatures
         self._most_confident = policy.otherwise == "max_confidence"
         self._depth = -1
         self._total: Floats | None = None
@@ -187,8 +203,13 @@ class Walk:
         `[samples, ...]`.
         """
         self._depth += 1
-        self.scores = logits if self._combine == "last" else self._combined(logits)
-        classes = self.scores.argmax(axis=1) if logits.ndim == 2 else np.full(len(logits), -1)
+        alone, looked_at = self._combine == "last", logits
+        if self._temperatures is not None:
+            looked_at = scaled(logits, self._temperatures[self._depth])
+        self.scores = looked_at if alone else self._combined(looked_at)
+        # A temperature leaves an exit's class as it is, also where two scores round to the same.
+        answering = logits if alone else self.scores
+        classes = answering.argmax(axis=1) if logits.ndim == 2 else np.full(len(logits), -1)
         if self._criterion is not None:
             confidences = self._criterion(self.scores)
         elif not self._given:

@@ -1,11 +1,13 @@
 """tune: the thresholds at which the finished chain is as fast as its accuracy allows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.bundle.manifest import Policy
 from edgekit.data import Split
 from edgekit.errors import RecipeError
 from edgekit.recipe import Recipe
@@ -14,6 +16,7 @@ from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
 from edgekit.tuning.certificate import demand_enough
 from edgekit.tuning.goal import NO_TIMES, Costs, settle
 from edgekit.tuning.seen import Seen
+from edgekit.tuning.temperature import GREATEST, LEAST, calibrated, fitted_on
 
 __all__ = ["Tune"]
 
@@ -42,8 +45,8 @@ class Tune(Stage[Segments[bytes], Tuned]):
         """`final_logits` is the final exit of the model in PyTorch on the whole tuning split.
 
         `[samples, classes]`; None will do where thresholds are given. `chain_for` makes the chain,
-        of any policy. Raises RecipeError where the recipe's goal needs labels and there are none,
-        CheckError where a certificate needs more samples.
+        of any policy. Raises RecipeError where the recipe's goal, or a temperature, needs labels
+        and there are none, CheckError where a certificate needs more samples.
         """
         self.recipe = recipe
         self.tuning = tuning
@@ -55,6 +58,11 @@ class Tune(Stage[Segments[bytes], Tuned]):
                 "policy.tune: data.tuning has no labels to count accuracy with; give them, or a "
                 "goal that needs none (exit_rates, min_exit_rate, a certificate of disagreement), "
                 "or policy.thresholds"
+            )
+        if recipe.policy.temperature and (tuning is None or tuning.labels is None):
+            raise RecipeError(
+                "policy.temperature: data.tuning has no labels to fit temperatures to; give them, "
+                "or leave temperature out"
             )
         if goal is not None and goal.max_latency_ms is not None:
             raise RecipeError(NO_TIMES)
@@ -71,21 +79,44 @@ class Tune(Stage[Segments[bytes], Tuned]):
             given = self.recipe.thresholds
             assert given is not None  # noqa: S101  (the recipe has either)
             return StageResult(Tuned(artifact, self.recipe.manifest_policy(given)))
-        seen = self._see(artifact, self.tuning, step)
+        policy = self.recipe.manifest_policy(())
+        notes: dict[str, Any] = {}
+        if self.recipe.policy.temperature:
+            temperatures, mended = self._calibrated(artifact, self.tuning, step)
+            policy, notes["temperature"] = replace(policy, temperatures=temperatures), mended
+        seen = self._see(artifact, self.tuning, policy, step)
         step("search")
         # A build measures no time, so that the next one is the same: what a sample costs is MACs.
         costs = Costs("MACs", np.cumsum([float(part.macs) for part in artifact.chain]))
         found = settle(
             self.recipe, artifact.exits, seen, costs, self._right_in_pytorch(seen.labels)
         )
-        policy = self.recipe.manifest_policy(found.thresholds)
-        return StageResult(Tuned(artifact, policy, found.tuning, seen), found.notes)
+        policy = replace(policy, thresholds=found.thresholds)
+        notes = {**found.notes, **notes}
+        if far := _bounded(artifact.exits, policy.temperatures or ()):
+            notes["warning"] = "; ".join(filter(None, [notes.get("warning"), far]))
+        return StageResult(Tuned(artifact, policy, found.tuning, seen), notes)
 
-    def _see(self, segments: Segments[bytes], tuning: Split, step: Step) -> Seen:
+    def _calibrated(
+        self, segments: Segments[bytes], tuning: Split, step: Step
+    ) -> tuple[tuple[float, ...], dict[str, Any]]:
+        """See `calibrated`, of some samples of the tuning split (`fitted_on`)."""
+        inputs = self.recipe.manifest_inputs(segments.inputs)
+        chain = self.chain_for(segments)
+        rows = fitted_on(len(tuning), certified=self.recipe.certified)
+        some = tuning.of(rows)
+        assert some.labels is not None  # noqa: S101  (see above)
+        every: list[list[Array]] = []
+        for batch in some.batches(inputs):
+            step(f"temperatures: sample {sum(len(one[-1]) for one in every)} of {len(some)}")
+            every.append(list(chain.logits(batch).values()))
+        logits = [np.concatenate(exit) for exit in zip(*every, strict=True)]
+        return calibrated(segments.exits, logits, some.labels)
+
+    def _see(self, segments: Segments[bytes], tuning: Split, policy: Policy, step: Step) -> Seen:
         """See `Seen`, of the whole tuning split."""
         inputs = self.recipe.manifest_inputs(segments.inputs)
         chain = self.chain_for(segments)
-        policy = self.recipe.manifest_policy(())
         found: list[Seen] = []
         for batch in tuning.batches(inputs):
             step(f"sample {sum(one.samples for one in found)} of {len(tuning)}")
@@ -97,3 +128,16 @@ class Tune(Stage[Segments[bytes], Tuned]):
         if self.final_logits is None or labels is None:
             return None
         return int(np.sum(self.final_logits.argmax(axis=1) == labels))
+
+
+def _bounded(exits: Sequence[str], temperatures: Sequence[float]) -> str | None:
+    """Words about exits whose best temperature lies beyond the bounds, if any does."""
+    pairs = zip(exits, temperatures, strict=False)  # There may be no temperatures.
+    far = [exit for exit, one in pairs if not LEAST < one < GREATEST]
+    if not far:
+        return None
+    return (
+        f"policy.temperature: that of {', '.join(far)} is at a bound, {LEAST:g} or {GREATEST:g}: "
+        "nearly every answer there is right on these samples, or hardly any, which says nothing of "
+        "how sure to be of others; give other samples in data.tuning, or leave temperature out"
+    )

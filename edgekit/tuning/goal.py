@@ -24,6 +24,7 @@ from edgekit.tuning.search import (
     thresholds_at,
 )
 from edgekit.tuning.seen import Seen
+from edgekit.tuning.temperature import calibrated, fitted_on
 
 __all__ = ["NO_TIMES", "Choice", "Costs", "Settled", "choose", "fit", "least_correct", "settle"]
 
@@ -244,9 +245,16 @@ def fit(
 
     And where exits give their confidences, these are `given`, `[samples]` each. Of the model in
     PyTorch: who would reach a segment, before there is a chain to tune. Where nothing meets the
-    goal nobody leaves; the chain may yet do better.
+    goal nobody leaves; the chain may yet do better. Thresholds that the recipe gives stay.
     """
     policy, goal = recipe.manifest_policy(()), recipe.policy.tune
+    if recipe.policy.temperature:
+        assert labels is not None  # noqa: S101  (`Tune` asks for them)
+        rows = fitted_on(len(labels), certified=recipe.certified)
+        temperatures, _ = calibrated(recipe.exits, [one[rows] for one in logits], labels[rows])
+        policy = replace(policy, temperatures=temperatures)
+    if recipe.thresholds is not None:
+        return replace(policy, thresholds=recipe.thresholds)
     assert goal is not None  # noqa: S101  (asked by the caller)
     seen = Seen.of(policy, logits, given, labels)
     costs = Costs("segments", np.arange(1.0, len(logits) + 1))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from edgekit.runtime.device import describe
@@ -129,6 +130,30 @@ def test_run_takes_another_policy_for_the_same_segments(cli, built_tiny, tmp_pat
     found = [chain.one(chain.read(picture)) for picture in pictures]
     assert [one["exit"] for one in report["predictions"]] == [one.exit for one in found]
     assert [one["confidence"] for one in report["predictions"]] == [one.confidence for one in found]
+
+
+def test_run_under_other_temperatures_is_as_sure_as_they_say(cli, built_tiny, tmp_path):
+    from edgekit.runtime import Chain
+    from edgekit.runtime.criteria import CRITERIA
+
+    text = '{"temperatures": {"last": 4, "first": 0.5, "second": 2}, "thresholds": 0.4}'
+    pictures = sorted((built_tiny / "golden").glob("*.png"))
+    report = json.loads(cli("run", built_tiny, *pictures, "--policy", text, "--json", "-").out)
+    assert report["policy"]["temperatures"] == [0.5, 2, 4]
+    chain = Chain.load(built_tiny)
+    over = {"first": 0.5, "second": 2.0, "last": 4.0}
+    for picture, one in zip(pictures, report["predictions"], strict=True):
+        logits = chain.logits(chain.read(picture)[None])[one["exit"]][0]
+        scaled = logits.astype(np.float64) / over[one["exit"]]
+        assert one["confidence"] == float(CRITERIA["max_prob"](scaled))
+    ended = cli("bench", built_tiny, "--rounds", 1, "--policy", text)
+    assert "max_prob at temperatures 0.5, 2, 4: first at 0.4, second at 0.4" in ended.out
+
+
+def test_what_a_policy_says_again_of_the_bundle_needs_no_other_thresholds(cli, built_tiny):
+    picture = built_tiny / "golden/000.png"
+    again = '{"criterion": "max_prob", "temperatures": null, "weights": null}'
+    assert cli("run", built_tiny, picture, "--policy", again).code == 0
 
 
 def test_run_under_a_changed_threshold_keeps_the_rest_of_the_policy(cli, built_tiny):

@@ -289,6 +289,13 @@ def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tmp_pa
         ('{"combine": "mean", "thresholds": 1}', ["no combination 'mean'"]),
         ('{"otherwise": "first"}', ["no otherwise 'first'"]),
         ('{"weights": [1, 1, 1], "thresholds": 1}', ["weights need combine"]),
+        ('{"temperatures": [1, 2, 3]}', ["not for another temperatures; give thresholds too"]),
+        ('{"temperatures": [1, 2], "thresholds": 1}', ["3 exits need 3 temperatures, found 2"]),
+        ('{"temperatures": [1, 0, 1], "thresholds": 1}', ["temperatures are finite and above 0"]),
+        (
+            '{"temperatures": {"first": 2}, "thresholds": 1}',
+            ["temperatures are for first, second, last; found first"],
+        ),
     ],
 )
 def test_a_policy_that_is_none_for_the_bundle_is_refused(cli, built_tiny, policy, words):

@@ -30,7 +30,14 @@ from edgekit.runtime.bench import load_test_data
 from edgekit.runtime.chain import ChainSpec
 from edgekit.runtime.criteria import CRITERIA, PATIENCE, decide
 from edgekit.runtime.engines import Buffer, Engine, HostMemory, load_engine
-from tests.runtime.test_criteria import POLICIES, networks, policy_id, thresholds_of
+from tests.runtime.test_criteria import (
+    POLICIES,
+    TEMPERED,
+    for_exits,
+    networks,
+    policy_id,
+    thresholds_of,
+)
 
 Array = npt.NDArray[Any]
 
@@ -595,15 +602,14 @@ def facts(found: list[Prediction]) -> Array:
     return np.array(rows, float)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=policy_id)
+@pytest.mark.parametrize("policy", POLICIES + TEMPERED, ids=policy_id)
 @settings(deadline=None, max_examples=40)
 @given(network=networks())
 def test_one_many_and_decide_are_one_decision_whatever_the_network_says(
     policy: Policy, network: tuple[list[Array], tuple[float, ...]]
 ) -> None:
     logits, thresholds = network
-    weights = policy.weights and policy.weights[: len(logits)]
-    policy = replace(policy, thresholds=thresholds, weights=weights)
+    policy = for_exits(policy, thresholds)
     chain = scripted(logits, policy)
     samples = np.arange(len(logits[0]), dtype=np.float32)[:, None]
     decided = decide(logits, policy)
@@ -624,7 +630,7 @@ def test_one_many_and_decide_are_one_decision_on_ten_thousand_samples() -> None:
         )
     samples = np.arange(10_000, dtype=np.float32)[:, None]
     loaded = scripted(logits, Policy("max_prob", (0.5, 0.5, 0.5)))
-    for kind in POLICIES:
+    for kind in POLICIES + TEMPERED:
         policy = replace(kind, thresholds=thresholds_of(kind))
         chain, decided = loaded.with_policy(policy), decide(logits, policy)
         expected = np.column_stack([*decided[:3], decided.depths < 3])
@@ -643,6 +649,8 @@ def test_one_many_and_decide_are_one_decision_on_ten_thousand_samples() -> None:
         ({"combine": "sum", "weights": (1.0, 0.0, 1.0)}, "weights are finite and above 0"),
         ({"combine": "geometric", "weights": (1.0, inf, 1.0)}, "weights are finite and above 0"),
         ({"combine": "sum", "weights": (1.0, float("nan"), 1.0)}, "weights are finite"),
+        ({"temperatures": (1.0, 1.0)}, "3 exits need 3 temperatures, found 2"),
+        ({"temperatures": (1.0, 0.0, 1.0)}, "temperatures are finite and above 0"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_refused(

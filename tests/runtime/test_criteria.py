@@ -207,12 +207,27 @@ POLICIES = [
     )
     for otherwise in OTHERWISE
 ]
-"""Every kind of policy for four exits, but for thresholds."""
+"""Every kind of policy for four exits, but for thresholds and temperatures."""
+
+TEMPERED = [replace(one, temperatures=(0.5, 1.7, 0.9, 4.0)) for one in POLICIES]
+"""The same with a temperature for each exit."""
 
 
 def policy_id(policy: Policy) -> str:
     weighted = "weighted " if policy.weights else ""
-    return f"{policy.criterion}, {weighted}{policy.combine}, {policy.otherwise}"
+    tempered = ", tempered" if policy.temperatures else ""
+    return f"{policy.criterion}, {weighted}{policy.combine}, {policy.otherwise}{tempered}"
+
+
+def for_exits(policy: Policy, thresholds: tuple[float, ...]) -> Policy:
+    """The policy for as many exits as these thresholds are for, four at most."""
+    exits = len(thresholds) + 1
+    return replace(
+        policy,
+        thresholds=thresholds,
+        weights=policy.weights and policy.weights[:exits],
+        temperatures=policy.temperatures and policy.temperatures[:exits],
+    )
 
 
 def thresholds_of(policy: Policy) -> tuple[float, ...]:
@@ -233,6 +248,8 @@ def said(
     An exit's are worked out from the logits of all exits up to it, anew.
     """
     every = torch.from_numpy(np.stack(logits).astype(np.float64))
+    if policy.temperatures is not None:
+        every = every / torch.tensor(policy.temperatures, dtype=torch.float64)[:, None, None]
     weights = torch.tensor(policy.weights or (1.0,) * len(every), dtype=torch.float64)
     scores, classes, confidences = [], [], []
     for k in range(len(every)):
@@ -294,7 +311,7 @@ def many_logits() -> list[Array]:
     return list(logits)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=policy_id)
+@pytest.mark.parametrize("policy", POLICIES + TEMPERED, ids=policy_id)
 def test_every_policy_is_its_definition_in_pytorch(
     policy: Policy, many_logits: list[Array]
 ) -> None:
@@ -336,15 +353,14 @@ def test_every_policy_is_its_definition_in_pytorch(
     assert np.isnan(found.confidences).any() or policy.otherwise == "max_confidence"
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=policy_id)
+@pytest.mark.parametrize("policy", POLICIES + TEMPERED[::3], ids=policy_id)
 @settings(deadline=None, max_examples=40)
 @given(network=networks())
 def test_a_sample_alone_and_one_among_others_that_leave_are_decided_alike(
     policy: Policy, network: tuple[list[Array], tuple[float, ...]]
 ) -> None:
     logits, thresholds = network
-    weights = policy.weights and policy.weights[: len(logits)]
-    policy = replace(policy, thresholds=thresholds, weights=weights)
+    policy = for_exits(policy, thresholds)
     together = decide(logits, policy)
     walk, going = Walk(policy), np.arange(len(logits[0]))
     for depth, one in enumerate(logits):
@@ -381,6 +397,60 @@ def test_more_exits_change_nothing_of_what_was_said_before_them(
             np.testing.assert_array_equal(mine, theirs)
     for one, given_ in zip(network[0], logits, strict=True):
         np.testing.assert_array_equal(one, given_)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=policy_id)
+@settings(deadline=None, max_examples=25)
+@given(network=networks(), data=st.data())
+def test_a_temperature_is_as_if_the_exit_had_said_so_itself(
+    policy: Policy, network: tuple[list[Array], tuple[float, ...]], data: st.DataObject
+) -> None:
+    logits, thresholds = network
+    policy = for_exits(policy, thresholds)
+    temperatures = tuple(data.draw(st.floats(0.05, 20)) for _ in logits)
+    cooled = [
+        one.astype(np.float64) / temperature
+        for one, temperature in zip(logits, temperatures, strict=True)
+    ]
+    found = decide(logits, replace(policy, temperatures=temperatures))
+    for mine, theirs in zip(found, decide(cooled, policy), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("criterion", [*CRITERIA, PATIENCE])
+@pytest.mark.parametrize("temperature", [1e-200, 0.3, 7.0, 1e300])
+@settings(deadline=None, max_examples=25)
+@given(network=networks())
+def test_a_temperature_leaves_the_class_of_an_exit_alone(
+    criterion: str, network: tuple[list[Array], tuple[float, ...]], temperature: float
+) -> None:
+    policy = Policy(criterion, (math.inf,) * 9)
+    plain, tempered = Walk(policy), Walk(replace(policy, temperatures=(temperature,) * 9))
+    # Two logits that a large temperature makes the same.
+    near = np.array([[1e-40, 2e-40, -np.inf]] * len(network[0][0]), np.float32)
+    for logits in [*network[0], near]:
+        expected, found = plain.look(logits), tempered.look(logits)
+        np.testing.assert_array_equal(found.classes, expected.classes)
+        if criterion == PATIENCE:
+            # And so nothing of a count of classes.
+            np.testing.assert_array_equal(found.confidences, expected.confidences)
+
+
+@pytest.mark.parametrize("combine", ["sum", "geometric"])
+def test_a_temperature_weighs_an_exit_that_is_combined_so_patience_counts_otherwise(
+    combine: str,
+) -> None:
+    logits = [2.0, 0.0], [0.0, 1.0]
+    cold = Policy(PATIENCE, (9.0,), combine)
+    assert answers(cold, *logits)[1:3] == (0, 1.0)
+    assert answers(replace(cold, temperatures=(4.0, 1.0)), *logits)[1:3] == (1, 0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_two_classes_at_a_temperature_by_hand(temperature: float) -> None:
+    policy = Policy("max_prob", (), temperatures=(temperature,))
+    expected = 1 / (1 + math.exp(-1.5 / temperature))
+    assert answers(policy, [2.0, 0.5]) == (0, 0, pytest.approx(expected, abs=1e-15), 0)
 
 
 def answers(policy: Policy, *logits: list[float]) -> tuple[int, int, float, int]:

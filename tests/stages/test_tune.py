@@ -19,7 +19,7 @@ from edgekit.errors import CheckError, RecipeError
 from edgekit.models.exits import Exits, eager_logits
 from edgekit.models.load import load_model, user_code
 from edgekit.recipe import Recipe, load_recipe
-from edgekit.runtime.criteria import CRITERIA, Walk, decide
+from edgekit.runtime.criteria import CRITERIA, Walk, decide, scaled
 from edgekit.stages import Network, Segments, Tuned
 from edgekit.stages.export import Export
 from edgekit.stages.lower import Lower
@@ -29,6 +29,7 @@ from edgekit.target import load_target
 from edgekit.tuning.certificate import p_value, parted
 from edgekit.tuning.goal import Costs, choose, fit, least_correct
 from edgekit.tuning.seen import Seen
+from edgekit.tuning.temperature import LEAST, fit_temperature, nll, reliability
 from tests.conftest import write_tiny_recipe
 from tests.stages.test_contract import SOUND
 
@@ -404,8 +405,9 @@ def test_a_build_does_not_guess_how_long_a_device_takes(tiny):
         {"tune": {"exit_rates": {"first": 0.3, "second": 0.3}}},
         {"tune": {"certificate": {"risk": 0.6, "confidence": 0.9}}},
         {"criterion": "patience", "thresholds": 1},
+        {"temperature": True, "combine": "sum", "tune": {"max_accuracy_drop": 0.1}},
     ],
-    ids=["given", "drop", "class floor", "rates", "certificate", "patience"],
+    ids=["given", "drop", "class floor", "rates", "certificate", "patience", "temperature"],
 )
 def test_the_front_that_travels_is_what_a_chain_does(tiny, policy):
     result = tiny.tune(policy)
@@ -460,3 +462,89 @@ def test_thresholds_by_mean_and_deviation_are_those(tiny):
     confidences = [CRITERIA["max_prob"](one) for one in tiny.logits[:-1]]
     wanted = [one.mean() + 0.5 * one.std() for one in confidences]
     assert policy.thresholds == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["max_prob", "margin"])
+def test_temperatures_are_fitted_to_the_chain_and_say_what_they_mend(digits, criterion):
+    policy = {"criterion": criterion, "temperature": True, "tune": {"max_accuracy_drop": 0.01}}
+    result = digits.tune(policy)
+    chosen, notes = result.artifact.policy, result.notes["temperature"]
+    labels = digits.tuning.labels
+    batches = digits.tuning.batches(digits.recipe.manifest_inputs({}))
+    chain = digits.chain_for(digits.segments)
+    every = [list(chain.logits(batch).values()) for batch in batches]
+    logits = [np.concatenate(one) for one in zip(*every, strict=True)]
+    assert chosen.temperatures == tuple(fit_temperature(one, labels) for one in logits)
+    assert max(chosen.temperatures) > 1.01 or min(chosen.temperatures) < 0.99
+    assert list(notes) == list(digits.segments.exits)
+    for one, found, temperature in zip(logits, notes.values(), chosen.temperatures, strict=True):
+        right = one.argmax(axis=1) == labels
+        assert found["temperature"] == temperature
+        assert (found["nll_before"], found["nll_after"]) == (
+            nll(one, labels),
+            nll(one, labels, temperature),
+        )
+        for when, divisor in (("before", 1.0), ("after", temperature)):
+            told = reliability(CRITERIA["max_prob"](scaled(one, divisor)), right)
+            assert found[f"ece_{when}"] == told.ece
+            assert found[f"bins_{when}"] == [dataclasses.asdict(part) for part in told.bins]
+    # What was searched is what the runtime looks at.
+    found = digits.chain_for(digits.segments, chosen).many(
+        digits.tuning.tensor(7, chain.spec.inputs)[None]
+    )
+    seen = result.artifact.seen
+    assert found[0].confidence in seen.confidences[:, 7]
+    assert result.notes["accuracy"] == digits.accuracy(chosen)
+    # The first exit is right on all of this split: no temperature is cold enough.
+    assert chosen.temperatures[0] == LEAST
+    assert "policy.temperature: that of exit1 is at a bound" in result.notes["warning"]
+    plain = digits.tune({**policy, "temperature": False}).artifact.policy
+    assert plain.temperatures is None
+
+
+def test_given_thresholds_are_of_confidences_at_their_temperature(tiny):
+    result = tiny.tune({"thresholds": {"first": 0.30, "second": 0.29}, "temperature": True})
+    chosen = result.artifact.policy
+    assert chosen.thresholds == (0.30, 0.29)
+    assert chosen.temperatures == pytest.approx(
+        [fit_temperature(one, tiny.tuning.labels) for one in tiny.logits], rel=1e-3
+    )
+    depths = decide(tiny.logits, chosen).depths
+    shares = [np.mean(depths == depth) for depth in range(3)]
+    assert list(result.notes["exit_rates"].values()) == shares
+    plain = decide(tiny.logits, dataclasses.replace(chosen, temperatures=None)).depths
+    assert (plain != depths).any()
+
+
+@pytest.mark.parametrize("tuning", [True, False], ids=["no labels", "no split"])
+def test_a_temperature_without_labels_is_refused(tiny, tuning):
+    split = dataclasses.replace(tiny.tuning, labels=None) if tuning else None
+    with pytest.raises(RecipeError, match=r"policy\.temperature: data\.tuning has no labels"):
+        tiny.tune({"thresholds": 0.5, "temperature": True}, split, None)
+
+
+def test_what_a_certificate_tests_on_has_no_part_in_a_temperature(tiny):
+    goal = {"certificate": {"risk": 0.6, "confidence": 0.9}}
+    tested = parted(len(tiny.tuning))[1]
+    other = tiny.tuning.labels.copy()
+    other[tested] = (other[tested] + 1) % 4
+    split = dataclasses.replace(tiny.tuning, labels=other)
+    policy = {"temperature": True, "tune": goal}
+    found, again = (tiny.tune(policy, one).artifact.policy for one in (tiny.tuning, split))
+    assert found.temperatures == again.temperatures
+    uncertified = {"temperature": True, "tune": {"min_exit_rate": 0.1}}
+    found, again = (tiny.tune(uncertified, one).artifact.policy for one in (tiny.tuning, split))
+    assert found.temperatures != again.temperatures
+    # Nor in PyTorch, where it decides who reaches a segment while it is quantized.
+    recipe = Recipe.model_validate({**tiny.recipe.model_dump(), "policy": policy})
+    found, again = (fit(recipe, tiny.logits, (), one) for one in (tiny.tuning.labels, other))
+    assert found.temperatures == again.temperatures is not None
+
+
+def test_who_reaches_a_segment_is_decided_at_a_temperature(tiny):
+    policy = {"temperature": True, "thresholds": 0.3}
+    recipe = Recipe.model_validate({**tiny.recipe.model_dump(), "policy": policy})
+    found = fit(recipe, tiny.logits, (), tiny.tuning.labels)
+    assert found.thresholds == (0.3, 0.3)
+    wanted = [fit_temperature(one, tiny.tuning.labels) for one in tiny.logits]
+    assert found.temperatures == tuple(wanted)
