@@ -1,18 +1,19 @@
 """Several bench reports side by side: as rows, and as a page."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from edgekit.report import plots
 from edgekit.report.benches import Bench, differences
 from edgekit.report.page import Figure, Part, Section, Table, Text, render
-from edgekit.report.words import ms_text, pair, share_text
+from edgekit.report.words import ms_text, pair, share_text, short
 
 __all__ = ["COLUMNS", "page", "rows"]
 
 COLUMNS = (
     "network", "target", "device", "precision", "threads", "mean ms", "p95 ms", "x plain",
-    "accuracy", "leave", "valid",
+    "accuracy", "valid", "leave",
 )  # fmt: skip
 """What `rows` has of each report."""
 
@@ -30,8 +31,8 @@ def rows(benches: Sequence[Bench]) -> list[list[str]]:
             ms_text(one.report["latency_ms"]["p95"]),
             f"{one.report['speedup']:.2f}",
             share_text(one.report["accuracy"]),
-            " / ".join(share_text(exit["rate"]) for exit in one.report["exits"]),
             "yes" if one.report["valid"] else "no",
+            " / ".join(share_text(exit["rate"]) for exit in one.report["exits"]),
         ]
         for name, one in zip(names(benches), benches, strict=True)
     ]
@@ -42,6 +43,7 @@ def names(benches: Sequence[Bench]) -> list[str]:
     tried: list[list[str]] = [
         [one.name for one in benches],
         [f"{one.name} {one.report['target']} {one.report['precision']}" for one in benches],
+        [Path(one.source).name for one in benches],
         [one.source for one in benches],
     ]
     found = next((one for one in tried if len(set(one)) == len(one)), tried[-1])
@@ -59,7 +61,7 @@ def page(benches: Sequence[Bench]) -> str:
     if (figure := _trade(benches)) is not None:
         parts.append(figure)
     verdicts = [
-        Text(f"{name} ({one.source}): {one.report['verdict']}")
+        Text(f"{name} ({one.source}, {one.device}): {one.report['verdict']}")
         for name, one in zip(names(benches), benches, strict=True)
     ]
     return render(
@@ -73,64 +75,73 @@ def page(benches: Sequence[Bench]) -> str:
 def _latency(benches: Sequence[Bench]) -> Figure:
     """Each chain's mean, with its whole and plain networks below it."""
     bars, table = [], []
-    for name, one in zip(names(benches), benches, strict=True):
-        for what, found in (
-            (name, one.report),
-            ("  whole", one.report["whole"]),
-            ("  plain", one.report["plain"]),
-        ):
-            latency = found["latency_ms"]
-            key = "p50" if latency["p95"] is None else "p95"
-            text = pair(ms_text(latency["mean"]), ms_text(latency[key]))
-            bars.append(
-                plots.Bar(what, latency["mean"], text, latency[key], main=found is one.report)
-            )
-            label = name if found is one.report else f"{name},{what[1:]}"
-            table.append((label, *(ms_text(latency[x]) for x in ("mean", "p50", "p95", "p99"))))
-    marked = {"p50" if one.report["latency_ms"]["p95"] is None else "p95" for one in benches}
-    return Figure(
-        "Latency, with the undivided networks",
-        plots.bars("latency", f"ms, mean | {' or '.join(sorted(marked))}", bars),
-        ", ".join(f"{one[0]} {one[1]} ms" for one in table),
-        (Table("Latency in ms", ("network", "mean", "p50", "p95", "p99"), tuple(table)),),
+    # One percentile for all, the furthest out that every report has.
+    known = all(
+        one["latency_ms"]["p95"] is not None for bench in benches for _, one in _networks(bench)
     )
-
-
-def _trade(benches: Sequence[Bench]) -> Figure | None:
-    """Accuracy against latency; None where nobody knows an accuracy."""
-    series: list[plots.Line | plots.Marks] = []
-    table = []
-    for what, place in (("chain", None), ("plain", "plain")):
-        found: list[tuple[str, dict[str, Any]]] = [
-            (name, one.report if place is None else one.report[place])
-            for name, one in zip(names(benches), benches, strict=True)
-        ]
-        known = [(name, one) for name, one in found if one["accuracy"] is not None]
-        if known:
-            series.append(
-                plots.Marks(
-                    what,
-                    tuple(one["latency_ms"]["mean"] for _, one in known),
-                    tuple(one["accuracy"] for _, one in known),
-                    labels=tuple(name for name, _ in known) if place is None else (),
+    key = "p95" if known else "p50"
+    for name, bench in zip(names(benches), benches, strict=True):
+        for what, one in _networks(bench):
+            latency = one["latency_ms"]
+            bars.append(
+                plots.Bar(
+                    name if what == "chain" else what,
+                    latency["mean"],
+                    pair(ms_text(latency["mean"]), ms_text(latency[key])),
+                    latency[key],
+                    main=what == "chain",
                 )
             )
-        table += [
-            (name, what, ms_text(one["latency_ms"]["mean"]), share_text(one["accuracy"], 2))
-            for name, one in known
-        ]
-    if not series:
-        return None
+            numbers = (ms_text(latency[x]) for x in ("mean", "p50", "p95", "p99"))
+            table.append((name, what, *numbers, share_text(one["accuracy"], 2)))
     return Figure(
-        "Accuracy against mean latency",
-        plots.panels("trade", "mean latency in ms", [("accuracy", series)], percent=[True]),
-        ", ".join(f"{one[0]}, {one[1]}: {one[3]} at {one[2]} ms" for one in table),
+        "Latency, with the undivided networks",
+        plots.bars("latency", f"ms, mean | {key}", bars),
+        ", ".join(f"{one[0]}, {one[1]}: {one[2]} ms" for one in table),
         (
             Table(
-                "Accuracy and latency",
-                ("network", "which", "mean ms", "accuracy"),
+                "Latency in ms",
+                ("network", "which", "mean", "p50", "p95", "p99", "accuracy"),
                 tuple(table),
                 frozenset({0, 1}),
             ),
         ),
     )
+
+
+def _networks(bench: Bench) -> list[tuple[str, dict[str, Any]]]:
+    """What a report has side by side: the chain, and the network undivided."""
+    report = bench.report
+    return [("chain", report), ("whole", report["whole"]), ("plain", report["plain"])]
+
+
+def _trade(benches: Sequence[Bench]) -> Figure | None:
+    """The way from each plain network to its chain; None where nobody knows an accuracy."""
+    ways: list[plots.Line | plots.Marks] = []
+    table = []
+    for name, bench in zip(names(benches), benches, strict=True):
+        pair_of = bench.report["plain"], bench.report
+        if any(one["accuracy"] is None for one in pair_of):
+            continue
+        x = tuple(one["latency_ms"]["mean"] for one in pair_of)
+        y = tuple(one["accuracy"] for one in pair_of)
+        ways.append(plots.Line(short(name), x, y))
+        table.append((name, ms_text(x[0]), share_text(y[0], 2), ms_text(x[1]), share_text(y[1], 2)))
+    if not ways:
+        return None
+    chains = plots.Marks("chain", tuple(one.x[1] for one in ways), tuple(one.y[1] for one in ways))
+    return Figure(
+        "From the plain network to the chain",
+        plots.panels(
+            "trade", "mean latency in ms", [("accuracy", [*ways, chains])], percent=[True]
+        ),
+        ", ".join(f"{one[0]}: from {one[2]} at {one[1]} ms to {one[4]} at {one[3]} ms"
+                  for one in table),
+        (
+            Table(
+                "Accuracy and latency",
+                ("network", "plain ms", "plain accuracy", "chain ms", "chain accuracy"),
+                tuple(table),
+            ),
+        ),
+    )  # fmt: skip

@@ -483,7 +483,8 @@ def calibration(
         every[0].set_ylabel("accuracy")
         _legend(figure)
 
-    return _drawn(name, 2.6, paint)
+    rows = -(-max(len(lines) for _, lines in found) // 2)
+    return _drawn(name, 2.1 + 0.17 * rows, paint)
 
 
 def _drawn(name: str, height: float, paint: "Callable[[Figure], None]") -> str:

@@ -48,8 +48,13 @@ def test_a_bundles_page_is_drawn_whole_at_every_width_and_in_every_light(
 def test_names_that_are_markup_or_too_long_break_nothing(browser, facts):
     exits = facts.manifest.variant().exits
     bench = {**facts.bench, "name": HOSTILE}
+    bins = [{"count": 3, "confidence": 0.4, "accuracy": 0.3}]
+    warm = {"temperature": 2.0, "ece_before": 0.1, "ece_after": 0.05, "bins_before": bins,
+            "bins_after": bins}  # fmt: skip
+    names = [*exits, *(f"{HOSTILE}{number}" for number in range(5))]
+    noted = {"warning": HOSTILE, "temperature": dict.fromkeys(names, warm)}
     hostile = with_manifest(
-        with_notes(facts, "tune", {"warning": HOSTILE}),
+        with_notes(facts, "tune", noted),
         name=HOSTILE,
         labels=(HOSTILE, "</svg></div>", "&amp;", "é" * 30),
         recipe={"name": HOSTILE},

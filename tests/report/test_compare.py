@@ -18,7 +18,8 @@ def test_no_two_have_one_name(facts):
         "tiny host fp32",
         "tiny host int8",
     ]
-    assert names([Bench("a", facts.bench), Bench("b", facts.bench)]) == ["a", "b"]
+    assert names([Bench("x/a", facts.bench), Bench("y/b", facts.bench)]) == ["a", "b"]
+    assert names([Bench("x/a", facts.bench), Bench("y/a", facts.bench)]) == ["x/a", "y/a"]
     assert len(set(names([Bench("a", facts.bench)] * 3))) == 3
 
 

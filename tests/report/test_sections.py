@@ -273,6 +273,8 @@ def test_temperatures_are_drawn_before_and_after_where_there_are_some(facts):
     figure, table = section.parts[1:]
     assert isinstance(figure, Figure)
     assert table.rows[0] == ("first", "1.5", "10.00%", "2.00%")
+    assert figure.tables[0].rows[0] == ("first", "before", "40.0%", "30.0%", "3")
+    assert len(figure.tables[0].rows) == 2 * 2 * len(facts.exits)
     bare = {key: value for key, value in one.items() if not key.startswith("bins")}
     section = temperatures(with_notes(facts, "tune", {"temperature": {"first": bare}}))
     assert section is not None

@@ -5,7 +5,7 @@ from typing import Any
 from edgekit.report import plots
 from edgekit.report.facts import Facts
 from edgekit.report.page import Figure, Section, Table, Text
-from edgekit.report.words import share_text, short
+from edgekit.report.words import count_text, share_text, short
 
 __all__ = ["temperatures"]
 
@@ -40,6 +40,19 @@ def temperatures(facts: Facts) -> Section | None:
     )
     if not drawn:
         return Section("Temperatures", (text, table))
+    bins = Table(
+        "Answers by confidence",
+        ("exit", "temperature", "confidence", "right", "samples"),
+        tuple(
+            (name, title, share_text(bin["confidence"]), share_text(bin["accuracy"]),
+             count_text(bin["count"]))
+            for name, one in found.items()
+            for title in ("before", "after")
+            for bin in one.get(f"bins_{title}", ())
+            if bin["count"]
+        ),
+        frozenset({0, 1}),
+    )  # fmt: skip
     figure = Figure(
         "Accuracy against confidence, tuning split",
         plots.calibration("temperature", drawn),
@@ -47,7 +60,7 @@ def temperatures(facts: Facts) -> Section | None:
             f"{name} from {share_text(one['ece_before'], 2)} to {share_text(one['ece_after'], 2)}"
             for name, one in found.items()
         ),
-        (table,),
+        (bins,),
     )
     return Section("Temperatures", (text, figure, table))
 
