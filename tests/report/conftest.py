@@ -17,6 +17,7 @@ from edgekit.bundle.manifest import Exit, Policy
 from edgekit.bundle.reader import read_bundle
 from edgekit.report.bundles import collect
 from edgekit.report.facts import Facts
+from tests.conftest import once
 
 MEASURE = """
 <script>
@@ -108,9 +109,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
     """Installed through apt where it is not there and that may be done."""
     names = ("chromium", "chromium-browser", "google-chrome")
     find: Callable[[], str | None] = lambda: next(filter(None, map(shutil.which, names)), None)  # noqa: E731
-    if find() is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+
+    def install(folder: Path) -> None:
+        wanted = "install", "--yes", "--no-install-recommends", "chromium", "fonts-dejavu-core"
+        for command in (("update",), wanted):
             subprocess.run(["apt-get", "-qq", *command], check=False, timeout=600)
+        folder.mkdir()
+
+    if find() is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        once(tmp_path_factory, "chromium", install)  # By one test process, for all.
     found = find()
     if found is None:
         words = "pages are not looked at: there is no Chromium (apt-get install chromium)"
