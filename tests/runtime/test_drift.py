@@ -42,7 +42,7 @@ def tuning_of(chain: Chain, samples: Array, drift: Drift | None = None) -> Tunin
     drift = drift or Drift(60, 1e-4, False)
     costs = (1.0, 2.0, 3.0)
     return Tuning(
-        len(samples), None, "MACs", costs, tuple(points), 1, None, drift, None, "seen.npz"
+        len(samples), None, "MACs", costs, tuple(points), 1, None, drift, None, True, "seen.npz"
     )
 
 
