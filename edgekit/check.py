@@ -311,11 +311,6 @@ class Reference:
         }
         return {**shares, "policy": float(np.mean(self.decisions.classes == labels))}
 
-    def exit_rates(self) -> dict[str, float]:
-        """The share of samples that the policy lets leave at each exit, in PyTorch."""
-        depths = self.decisions.depths
-        return {exit: float(np.mean(depths == k)) for k, exit in enumerate(self.exits)}
-
     def check(
         self,
         stage: str,

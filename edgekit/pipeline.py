@@ -44,7 +44,7 @@ from edgekit.models.reads import recorded
 from edgekit.plan import KEPT, STAGES, Built, Plan, restore
 from edgekit.recipe import Recipe, Tolerance
 from edgekit.runtime.bench import brief
-from edgekit.runtime.chain import Chain
+from edgekit.runtime.chain import Chain, left_at
 from edgekit.runtime.device import describe, threads_here
 from edgekit.runtime.preprocess import Sample, enlarged, stack
 from edgekit.runtime.verify import decisions, verify_golden
@@ -274,10 +274,7 @@ class _Run:
         if given is not None and not self.recipe.policy.temperature:
             return self.recipe.manifest_policy(given)
         logits, confidences = self._parted(self.answers["tuning"])
-        labels = self.splits["tuning"].labels
-        # Where thresholds are given, the model was asked about the first samples only.
-        labels = None if labels is None else labels[: len(logits[-1])]
-        return fit(self.recipe, logits, confidences, labels)
+        return fit(self.recipe, logits, confidences, self.splits["tuning"].labels)
 
     def accept(self, folder: Path) -> dict[str, Any]:
         """Read the written bundle as a device would, hold it against PyTorch, and say how it did.
@@ -293,20 +290,23 @@ class _Run:
             split = self._accepted()
             found, taken = self._reference("verify", split, None).accept("verify", chain)
             self.checks.append(found)
-            reference = self._reference("verify", split, None, ends=False)
+            taken = taken[-len(split) :]
             if split.labels is not None:
-                classes = [one.class_index for one in taken[-len(split) :]]
+                classes = [one.class_index for one in taken]
+                reference = self._reference("verify", split, None, ends=False)
                 notes["accuracy"] = float(np.mean(classes == split.labels))
                 notes["pytorch_accuracy"] = reference.accuracies(split.labels)
-            notes["exit_rates"] = reference.exit_rates()
+            exits = self.recipe.exits
+            left = [left_at(one, exits[-1]) for one in taken]
+            notes["exit_rates"] = {name: left.count(name) / len(left) for name in exits}
             step("bench")
             measured = brief(bundle)
-        shown = [taken[-len(split) :][row] for row in split.spread(self.recipe.test_samples)]
+        shown = [taken[row] for row in split.spread(self.recipe.test_samples)]
         return {
             "bundle_id": bundle.manifest.bundle_id,
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "golden": dataclasses.asdict(golden),
-            "decisions": decisions(shown) if bundle.manifest.test_data else None,
+            "decisions": decisions(shown, exits[-1]) if bundle.manifest.test_data else None,
             "bench": measured,
             "segment_latency_ms": chain.measure(),
             "threads": threads_here(self.target.threads),

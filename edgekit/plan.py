@@ -58,11 +58,15 @@ _SHOWN_CHARS = 40
 
 @dataclass(frozen=True)
 class Built:
-    """A bundle that lies in `path`, with its evidence as plain data."""
+    """A bundle that lies in `path`, with its evidence as plain data.
+
+    `written` is false where it lay there already.
+    """
 
     path: Path
     manifest: Manifest
     evidence: dict[str, Any]
+    written: bool = True
 
 
 class Plan:
@@ -194,11 +198,12 @@ def restore(plan: Plan, output: Path) -> Built:
     """
     assert plan.entry is not None  # noqa: S101  (a finished plan has the last stage's result)
     blobs = plan.entry.blobs
-    if not _lies_there(blobs, output):
+    written = not _lies_there(blobs, output)
+    if written:
         with new_bundle(output) as folder:
             write_files(folder, blobs)
     evidence = unseal(blobs[EVIDENCE_NAME], EVIDENCE_NAME)
-    return Built(output, parse_manifest(blobs[MANIFEST_NAME]), evidence)
+    return Built(output, parse_manifest(blobs[MANIFEST_NAME]), evidence, written)
 
 
 def _lies_there(blobs: dict[str, bytes], output: Path) -> bool:

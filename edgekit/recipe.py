@@ -287,7 +287,8 @@ class Latency(Strict):
     @model_validator(mode="before")
     @classmethod
     def _a_number_is_the_mean(cls, value: Any) -> Any:
-        return {"mean": value} if isinstance(value, int | float) else value
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"mean": value} if number else value
 
     @model_validator(mode="after")
     def _one_at_least(self) -> "Latency":
@@ -360,7 +361,10 @@ class Goal(Strict):
         others = (*goals.values(), self.search, self.min_class_accuracy)
         for name in [name for name, one in placed.items() if one is not None]:
             if any(one is not None for one in others) or None not in placed.values():
-                raise ValueError(f"{name} says where every sample leaves: no other goal fits in")
+                raise ValueError(
+                    f"{name} says where every sample leaves: no other goal fits in; leave one out "
+                    f"(--set policy.tune.{name}=null)"
+                )
         if sum((self.exit_rates or {}).values()) > 1 + 1e-9:
             raise ValueError(
                 f"exit_rates come to {sum((self.exit_rates or {}).values()):g}; they are shares of "
@@ -377,7 +381,7 @@ class Drift(Strict):
     p_value: float = Field(default=0.001, gt=0, lt=1)
     """How improbable a window may be before it counts; so often a sound one counts as well."""
     safe: bool = False
-    """Go to the most accurate thresholds of the front then, and stay there."""
+    """Let nobody leave early then, until somebody says otherwise."""
 
 
 class Policy(Strict):

@@ -27,11 +27,15 @@ from edgekit.runtime.verify import decisions, load_array, verify_golden
 from edgekit.tuning.doubt import sureness
 from edgekit.tuning.goal import Costs, settle
 from edgekit.tuning.seen import Seen
+from edgekit.tuning.temperature import at_a_bound
 
 __all__ = ["measured_costs", "recipe_of", "retune"]
 
 _OF_POLICY = ("tune", "thresholds", "drift")
 """What of a recipe's policy may be another: the rest decides what the exits' confidences are."""
+
+_LONGEST_MS = 1e9
+"""No sample takes eleven days."""
 
 _IN_DOUBT = 0.05
 """A golden sample whose decision is nearer than this to another one, in log-odds, is left out:
@@ -70,11 +74,11 @@ def recipe_of(bundle: Bundle, overrides: dict[str, Any]) -> Recipe:
         if other is not None and value is not None:
             policy[other] = None
     recipe = parse(Recipe, values, "--set")
-    built = parse(Recipe, bundle.manifest.recipe, bundle.path.name)
-    if recipe.policy.temperature and recipe.certified and not built.certified:
+    if recipe.certified and not bundle.manifest.tuning.held_out:
         raise RecipeError(
-            "policy.tune.certificate: the bundle's temperatures were fitted to samples that would "
-            "be tested on: build with the certificate, which fits them to the others"
+            "policy.tune.certificate: the bundle's temperatures, or what its segments were "
+            "calibrated with, were fitted to samples that would be tested on: build with the "
+            "certificate, which fits them to the others"
         )
     return recipe
 
@@ -82,14 +86,16 @@ def recipe_of(bundle: Bundle, overrides: dict[str, Any]) -> Recipe:
 def measured_costs(bundle: Bundle, report: dict[str, Any], source: str) -> Costs:
     """How long a sample takes to each exit, in a report of `edgekit bench --json`.
 
-    Raises InputError where that is no such report, or of other segments.
+    Raises InputError where that is no such report, or of other segments, or of other threads than
+    the chain has there by itself.
     """
     segments = bundle.manifest.variant().segments
     try:
         found = [one["sha256"] for one in report["segments"]]
         times = [one["cumulative_ms"] for one in report["exits"]]
         mean_ms = np.array([float(one["mean"]) for one in times])
-        latency_ms = np.array([[float(x) for x in one["quantiles"]] for one in times])
+        latency_ms = np.array([[float(x) for x in one["quantiles"]] for one in times], ndmin=2)
+        threads, cores = int(report["threads"]), int(report["device"]["cores"])
     except (ValueError, TypeError, LookupError):
         raise InputError(
             f"{source}: is no report with the exits' times; edgekit bench BUNDLE --json FILE "
@@ -100,8 +106,23 @@ def measured_costs(bundle: Bundle, report: dict[str, Any], source: str) -> Costs
             f"{source}: was measured on other segments than {bundle.path} has; measure with "
             f"edgekit bench {bundle.path} --json FILE"
         )
-    if len(mean_ms) != len(segments) or latency_ms.ndim != 2 or not np.isfinite(latency_ms).all():
-        raise InputError(f"{source}: its exits' times are not as edgekit bench writes them")
+    sound = (
+        len(mean_ms) == len(segments)
+        and latency_ms.shape[1] > 1
+        and all(((one > 0) & (one < _LONGEST_MS)).all() for one in (mean_ms, latency_ms))
+        and (np.diff(mean_ms) > 0).all()
+    )
+    if not sound:
+        raise InputError(
+            f"{source}: its exits' times do not rise from exit to exit, or are no times; measure "
+            f"again with edgekit bench {bundle.path} --json FILE"
+        )
+    wanted = min(bundle.manifest.target.threads, cores)
+    if threads != wanted:
+        raise InputError(
+            f"{source}: was measured with --threads {threads}, and there the chain has {wanted} by "
+            "itself; measure without --threads"
+        )
     return Costs("ms", mean_ms, mean_ms, np.sort(latency_ms, axis=1))
 
 
@@ -129,12 +150,14 @@ def retune(
     if seen.confidences.shape != (len(exits), before.samples):
         raise InputError(f"{bundle.path}: {before.seen} is not of its exits; build it again")
     found = settle(recipe, exits, seen, costs, before.reference_right)
+    if far := at_a_bound(exits, manifest.policy.temperatures or ()):
+        found.notes["warning"] = "; ".join(filter(None, [found.notes.get("warning"), far]))
     policy = replace(manifest.policy, thresholds=found.thresholds)
     golden, files = _golden(bundle, policy)
     changed = replace(
         manifest,
         policy=policy,
-        tuning=replace(found.tuning, seen=before.seen),
+        tuning=replace(found.tuning, seen=before.seen, held_out=before.held_out),
         golden=golden,
         files=tuple(
             m.File(one.path, len(files[one.path]), hashlib.sha256(files[one.path]).hexdigest())
@@ -160,9 +183,10 @@ def retune(
             "tuned_from": manifest.bundle_id,
             "command": command,
         }
+        new = {"tune": found.notes, "verify": _of_decisions(again, evidence["decisions"])}
         evidence["stages"] = [
-            {**stage, "notes": _mended(stage["notes"]) | found.notes}
-            if stage["name"] == "tune"
+            {**stage, "notes": _kept(stage["notes"]) | new[stage["name"]]}
+            if stage["name"] in new
             else stage
             for stage in evidence.get("stages", ())
         ]
@@ -176,9 +200,21 @@ def retune(
     return Built(output, again.manifest, evidence)
 
 
-def _mended(notes: dict[str, Any]) -> dict[str, Any]:
-    """What the stage's notes say of temperatures, which are as they were."""
+def _kept(notes: dict[str, Any]) -> dict[str, Any]:
+    """What a stage's notes say of temperatures, which are as they were."""
     return {key: one for key, one in notes.items() if key == "temperature"}
+
+
+def _of_decisions(bundle: Bundle, decided: dict[str, Any] | None) -> dict[str, Any]:
+    """What can be said of the test split's samples that travel: as the stage verify says it."""
+    if decided is None:
+        return {}
+    left, data = decided["left"], bundle.manifest.test_data
+    rates = {one: left.count(one) / len(left) for one in bundle.manifest.variant().exits}
+    if data is None or data.labels is None or not bundle.manifest.labels:
+        return {"exit_rates": rates}
+    right = np.array(decided["classes"]) == load_array(bundle, data.labels)
+    return {"exit_rates": rates, "accuracy": float(np.mean(right))}
 
 
 def _golden(bundle: Bundle, policy: m.Policy) -> tuple[m.Golden, dict[str, bytes]]:
@@ -228,7 +264,9 @@ def _measured(bundle: Bundle, step: Callable[[str], None]) -> dict[str, Any]:
     found: dict[str, Any] = {"golden": asdict(verify_golden(bundle, chain)), "decisions": None}
     if (carried := load_test_data(bundle)) is not None:
         step("test split")
-        found["decisions"] = decisions([chain.one(one) for one in unstack(carried[0])])
+        found["decisions"] = decisions(
+            [chain.one(one) for one in unstack(carried[0])], bundle.manifest.variant().exits[-1]
+        )
     step("bench")
     return {**found, "bench": brief(bundle)}
 

@@ -11,6 +11,7 @@ not an attacker who recomputes them.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import types
@@ -320,7 +321,7 @@ class Drift:
     """When a stream is another one than the tuning split: see `edgekit.runtime.drift`.
 
     Every `window` samples are compared; they have drifted where they, or any further from it, were
-    less probable than `p_value`. `safe` says that the most accurate point is then to be gone to.
+    less probable than `p_value`. `safe` says that the chain is then to go to the last point.
     """
 
     window: int
@@ -336,8 +337,10 @@ class Tuning:
     the policy's own thresholds among them. With a certificate they are points that it covers.
     `right_by` says what counts as a right answer: `label`, `agreement` with the final exit, or None
     where nobody knows. `costs` has, per exit, what a sample costs that leaves there, in `unit`:
-    `MACs`, `ms` or `mJ`. `reference_right` is how many the final exit of the model in PyTorch had
-    right. `seen` is the path of what every exit said of every sample (`edgekit.tuning.seen`).
+    `MACs`, `ms` or `mJ`; the points' own rise. At the last point nobody leaves early.
+    `reference_right` is how many the final exit of the model in PyTorch had right. `held_out` says
+    that the half of the samples that a certificate tests on had no part in making what is deployed.
+    `seen` is the path of what every exit said of every sample (`edgekit.tuning.seen`).
     """
 
     samples: int
@@ -349,6 +352,7 @@ class Tuning:
     certificate: Certificate | None
     drift: Drift
     reference_right: int | None
+    held_out: bool
     seen: str
 
 
@@ -820,6 +824,9 @@ def _check_tuning(tuning: Tuning, policy: Policy) -> None:
         raise BundleError(f"{where}: has no chosen point, or not {exits} costs; rebuild it")
     if tuning.points[tuning.chosen].thresholds != policy.thresholds:
         raise BundleError(f"{where}: its chosen point has not the policy's thresholds; rebuild it")
+    costs = [point.cost for point in tuning.points]
+    if any(one >= dearer for one, dearer in itertools.pairwise(costs)):
+        raise BundleError(f"{where}: its points do not stand cheapest first; rebuild it")
     for point in tuning.points:
         sound = (
             len(point.thresholds) == exits - 1
@@ -857,6 +864,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         parts = {key: _decode(hints[key], value[key], f"{where}: {key}") for key in hints}
         return kind(**parts)  # type: ignore[operator]
     if origin is types.UnionType:
+        some = [one for one in arguments if one is not types.NoneType]
+        if len(some) == 1 and value is not None:
+            return _decode(some[0], value, where)  # And let it say what is wrong.
         for one in arguments:
             try:
                 return _decode(one, value, where)

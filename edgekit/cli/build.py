@@ -68,8 +68,10 @@ def build(
     from edgekit.cache import Cache, default_folder
     from edgekit.plan import STAGES, Plan, restore
     from edgekit.recipe import check_precision
+    from edgekit.tuning.goal import check_buildable
 
     check_precision(the_recipe, the_target.name, the_target.precision)
+    check_buildable(the_recipe)
     check_output(folder)
 
     cache = Cache(default_folder()) if use_cache else None
@@ -101,7 +103,7 @@ def build(
         built = pipeline.carry_out(plan, folder, StageProgress(terminal), command=command)
     lacking = draw_page(terminal, folder) if report else None
     _print(terminal, built.manifest, built.evidence)
-    verb = "Nothing to do for" if plan.finished else "Wrote"
+    verb = "Wrote" if built.written else "Nothing to do for"
     bundle = f"{folder} ({built.manifest.bundle_id[:12]})"
     terminal.line(f"\n{verb} {bundle}. Next: {_next(built.manifest, folder)}")
     if (folder / REPORT_NAME).is_file():
@@ -207,7 +209,10 @@ def print_tuned(terminal: Terminal, tuned: dict[str, Any]) -> None:
         elif "agreement" in tuned:
             terminal.line(f"agreement  {tuned['agreement']:.2%} {samples} with the final exit")
         if "mean_latency_ms" in tuned:
-            terminal.line(f"latency    {tuned['mean_latency_ms']:.3f} ms on average")
+            terminal.line(
+                f"latency    {tuned['mean_latency_ms']:.3f} ms on average, p95 "
+                f"{tuned['p95_latency_ms']:.3f} ms"
+            )
         if promised := tuned.get("certificate"):
             terminal.line(
                 f"certified  at most {promised['risk']:.2%} {promised['of'].replace('_', ' ')}, "

@@ -11,7 +11,7 @@ import typer
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import check_output
 from edgekit.cli.build import SetOption, print_tuned, require
-from edgekit.cli.output import JsonOption, StageProgress, Terminal
+from edgekit.cli.output import JsonOption, StageProgress, Terminal, refuse_inside_a_bundle
 from edgekit.cli.report import ReportOption, draw_page
 from edgekit.errors import InputError
 from edgekit.runtime.bench import brief
@@ -43,7 +43,7 @@ def tune(
     No segment is built or run for it: what every exit said of the tuning split lies in the bundle.
     """
     terminal = Terminal(json_to)
-    require("pydantic")
+    require("pydantic", "yaml")
     from edgekit.config import split_overrides
     from edgekit.retune import measured_costs, recipe_of, retune
     from edgekit.tuning.goal import settle
@@ -54,7 +54,8 @@ def tune(
     if of_target:
         raise InputError(f"--set target.{next(iter(of_target))}: the target is built in")
     recipe = recipe_of(found, of_recipe)
-    place = output or bundle.with_name(f"{bundle.resolve().name}-tuned")
+    place = output or bundle.resolve().with_name(f"{bundle.resolve().name}-tuned")
+    refuse_inside_a_bundle(place)
     check_output(place)
     progress = StageProgress(terminal)
     if profile is None:
@@ -72,6 +73,8 @@ def tune(
             )
     else:
         measured = _read(profile)
+    if not measured.get("valid", True):
+        terminal.line(f"The times are doubtful: {'; '.join(measured['reasons'])}.\n")
     costs = measured_costs(found, measured, "here" if profile is None else str(profile))
     tuning = found.manifest.tuning
     assert tuning is not None  # noqa: S101  (`recipe_of` has asked)
@@ -79,7 +82,7 @@ def tune(
         seen = Seen.from_bytes(found.read(tuning.seen))
         exits = found.manifest.variant().exits
         notes = settle(recipe, exits, seen, costs, tuning.reference_right).notes
-        print_tuned(terminal, notes)
+        _print(terminal, notes)
         terminal.json(notes)
         return
     command = shlex.join(["edgekit", *sys.argv[1:]])
@@ -87,9 +90,7 @@ def tune(
         built = retune(found, recipe, costs, place, command=command, step=step)
     lacking = draw_page(terminal, place) if report else None
     notes = next(one["notes"] for one in built.evidence["stages"] if one["name"] == "tune")
-    print_tuned(terminal, notes)
-    if "warning" in notes:
-        terminal.line(f"\nNote: {notes['warning']}")
+    _print(terminal, notes)
     terminal.line(
         f"\nWrote {place} ({built.manifest.bundle_id[:12]}): the same segments as "
         f"{found.manifest.bundle_id[:12]}. Next: edgekit bench {place}"
@@ -97,6 +98,12 @@ def tune(
     if lacking:
         terminal.line(f"Note: no report.html: {lacking}")
     terminal.json({"path": str(place), "bundle_id": built.manifest.bundle_id, **notes})
+
+
+def _print(terminal: Terminal, notes: dict[str, Any]) -> None:
+    print_tuned(terminal, notes)
+    if "warning" in notes:
+        terminal.line(f"\nNote: {notes['warning']}")
 
 
 def _read(profile: Path) -> dict[str, Any]:

@@ -5,13 +5,14 @@ warm, other work shares it, and samples come slowly or fast. So the place on the
 is measured. Of the costs that tuning gives the points only the ratios are used: if the point in use
 takes twice as long as before, so will all others, and one window tells.
 
-Every point followed is one of `tuning.points`. With a certificate all of them are covered by it at
-once, so wherever the chain is led, what was promised of each of its answers still holds.
+Every point followed is one of `tuning.points`, and none that a cheaper one is as accurate as. With
+a certificate all of them are covered by it at once, so wherever the chain is led, what was promised
+of each of its answers still holds.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -109,6 +110,8 @@ class AdaptivePolicy:
     `moves` counts how often the thresholds were changed.
     """
 
+    sets_thresholds = True
+
     def __init__(
         self,
         chain: "Chain",
@@ -124,6 +127,7 @@ class AdaptivePolicy:
     ) -> None:
         """Begin to follow, from the point where the chain is, along its own tuning by default.
 
+        Where that is a point that another one beats at no more cost, from that other.
         Raises InputError where the bundle knows of no tuning or the chain's thresholds are none of
         its points', for another number of budgets than one, one that nothing can be held to, and
         where the chain follows one already.
@@ -134,23 +138,29 @@ class AdaptivePolicy:
                 "the chain has no points to follow a budget along: it is of no bundle, or its "
                 "policy is another than the bundle's; load the bundle, or give its tuning"
             )
-        settings = Settings(tuple(one.cost for one in found.points), window, step, hysteresis)
+        points = _front(found.points)
+        settings = Settings(tuple(one.cost for one in points), window, step, hysteresis)
         if words := settings.problem():
             raise InputError(f"a budget cannot be followed: {words}")
-        self._places = {one.thresholds: place for place, one in enumerate(found.points)}
+        self._places = {one.thresholds: place for place, one in enumerate(points)}
         thresholds = chain.spec.policy.thresholds
-        if thresholds not in self._places:
+        current = next((one for one in found.points if one.thresholds == thresholds), None)
+        if current is None:
             raise InputError(
                 f"the chain's thresholds {list(thresholds)} are no point's of its tuning: set one, "
                 "chain.set_thresholds(tuning.points[tuning.chosen].thresholds)"
             )
         self._measure = _measure(found, latency_ms, load, energy_mj, watts)
-        self._chain, self._tuning, self._settings = chain, found, settings
+        self._chain, self._points, self._settings = chain, points, settings
         self.moves = 0
         self._last_ns: int | None = None
-        self._state = State(self._places[thresholds])
-        self._turn(thresholds, -1)
+        # At the place of it, or of the one that beats it.
+        place = max(bisect_right(settings.costs, current.cost) - 1, 0)
+        self._state = State(place)
         chain.watch(self)
+        if thresholds not in self._places:
+            chain.set_thresholds(points[place].thresholds)
+        self._turn(chain.spec.policy.thresholds, -1)
 
     @property
     def place(self) -> int:
@@ -163,7 +173,7 @@ class AdaptivePolicy:
     @property
     def point(self) -> Point:
         """The point there, as tuning found it."""
-        return self._tuning.points[self.place]
+        return self._points[self.place]
 
     def add(self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: str) -> None:
         """Count a sample that left at exit `depth`. For the chain, which holds its lock here."""
@@ -184,7 +194,7 @@ class AdaptivePolicy:
                 self._state = State(before.place)
                 return
             self.moves += 1
-            self._chain.retune(self._tuning.points[state.place].thresholds)
+            self._chain.retune(self._points[state.place].thresholds)
             self._turn(self._chain.spec.policy.thresholds, started_ns)
 
     def close(self) -> None:
@@ -215,6 +225,15 @@ class AdaptivePolicy:
         self._state = State(self._state.place if place is None else place)
 
 
+def _front(points: Sequence[Point]) -> list[Point]:
+    """The points that no cheaper one is as accurate as; all where nobody knows what is right."""
+    found: list[Point] = []
+    for point in points:
+        if point.right is None or not found or point.right > (found[-1].right or 0):
+            found.append(point)
+    return found
+
+
 _Measure = Callable[[int, int, int, int | None], tuple[float, float]]
 """What a sample cost and what it might have: by its exit, when its call began, when it left, and
 when the last one before it had left, all in ns; None for the first sample."""
@@ -234,7 +253,7 @@ def _measure(
         found = ", ".join(given) or "none"
         raise InputError(f"give one budget, latency_ms, load or energy_mj; found {found}")
     for name, one in {**budgets, "watts": watts}.items():
-        if one is not None and not 0 < one < math.inf:
+        if one is not None and not (isinstance(one, int | float) and 0 < one < math.inf):
             raise InputError(f"{name} is a finite number above 0; found {one!r}")
     if watts is not None and energy_mj is None:
         raise InputError("watts make energy of time: give them with energy_mj, or leave them out")

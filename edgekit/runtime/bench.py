@@ -20,7 +20,7 @@ from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime import preprocess
-from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Prediction, Shapes
+from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Shapes, left_at
 from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
@@ -406,16 +406,14 @@ def _measure(
         name: _Measured(
             latency[name],
             np.array([one.class_index for one in predictions[name]]),
-            [_left(one, contenders[name]) for one in predictions[name]],
+            [
+                left_at(one, contenders[name].spec.segments[-1].exits[-1].name)
+                for one in predictions[name]
+            ],
         )
         for name in contenders
     }
     return measured, _Segments(bare, in_chain), cpu_share
-
-
-def _left(found: Prediction, chain: Chain) -> str:
-    """The last exit that was computed: under `max_confidence` an earlier one may have answered."""
-    return found.exit if found.stop == "sure" else chain.spec.segments[-1].exits[-1].name
 
 
 def _bound(

@@ -32,7 +32,16 @@ from edgekit.runtime.engines import Buffer, Engine, load_engine
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.preprocess import Sample
 
-__all__ = ["MOST_SHAPES", "Chain", "ChainSpec", "Prediction", "Shapes", "Watcher", "most_rows"]
+__all__ = [
+    "MOST_SHAPES",
+    "Chain",
+    "ChainSpec",
+    "Prediction",
+    "Shapes",
+    "Watcher",
+    "left_at",
+    "most_rows",
+]
 
 Array = npt.NDArray[Any]
 
@@ -83,6 +92,14 @@ class Prediction(NamedTuple):
     output: Array | None = None
 
 
+def left_at(found: Prediction, final: str) -> str:
+    """The last exit that was computed, where no deadline was set; `final` names the final one.
+
+    Under `max_confidence` an earlier one may have answered.
+    """
+    return found.exit if found.stop == "sure" else final
+
+
 @dataclass(frozen=True)
 class ChainSpec:
     """What a chain is, apart from its engines: contracts, labels and policy.
@@ -111,7 +128,12 @@ def most_rows(precision: str) -> int:
 
 
 class Watcher(Protocol):
-    """Who is told of every sample that a chain answers, see `Chain.watch`."""
+    """Who is told of every sample that a chain answers, see `Chain.watch`.
+
+    `sets_thresholds` are told after the others, who may look at what the sample met.
+    """
+
+    sets_thresholds: bool
 
     def add(
         self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: Stop
@@ -333,7 +355,7 @@ class Chain:
         return next((one for one in self.watchers if isinstance(one, Metrics)), None)
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell `watcher` of every sample from the next call on, after those told already.
+        """Tell `watcher` of every sample from the next call on.
 
         Samples of a batch are told in their order, once all have left. Raises InputError where one
         of its kind watches the chain.
@@ -342,7 +364,8 @@ class Chain:
             if any(type(one) is type(watcher) for one in self.watchers):
                 kind = type(watcher).__name__
                 raise InputError(f"the chain has its {kind} already: close that one first")
-            self.watchers = (*self.watchers, watcher)
+            every = (*self.watchers, watcher)
+            self.watchers = tuple(sorted(every, key=lambda one: one.sets_thresholds))
 
     def unwatch(self, watcher: Watcher) -> None:
         """Tell `watcher` no more. For those who hold the chain's lock; again does nothing."""
@@ -352,10 +375,16 @@ class Chain:
         """Hold samples to these thresholds from the next call on, one per early exit.
 
         Nothing is loaded, bound or allocated. `spec.policy` has them afterwards. Raises InputError
-        where they are not as many as the early exits.
+        where they are not as many numbers as there are early exits.
         """
+        try:
+            found = tuple(float(one) for one in thresholds)
+        except (TypeError, ValueError):
+            found = (math.nan,)
+        if any(math.isnan(one) for one in found):
+            raise InputError(f"thresholds are numbers, one per early exit; found {thresholds!r}")
         with self.lock:
-            self.retune(tuple(thresholds))
+            self.retune(found)
 
     def retune(self, thresholds: tuple[float, ...]) -> None:
         """As `set_thresholds`, for those who hold the chain's lock: watchers, as they are told."""

@@ -118,21 +118,35 @@ class Window:
         self._samples = samples
         self._begin()
 
-    def add(self, depth: int, confidence: float) -> Comparison | None:
+    def add(self, depth: int, confidence: float, *, stopped: bool = False) -> Comparison | None:
         """Count a sample that left at exit `depth`; the comparison, if that filled the window.
 
-        The next window begins there.
+        `stopped` says that a deadline kept it from going deeper. The next window begins there.
         """
-        # Of a NaN `bisect_right` finds no edge above it: the last bin, as in `Left`.
-        self._counts[depth][bisect_right(self._edges[depth], confidence)] += 1
+        if stopped:
+            self._stopped[depth] = self._stopped.get(depth, 0) + 1
+        else:
+            # Of a NaN `bisect_right` finds no edge above it: the last bin, as in `Left`.
+            self._counts[depth][bisect_right(self._edges[depth], confidence)] += 1
         self._missing -= 1
         if self._missing:
             return None
-        found = compare(self._left, self._counts)
+        found = compare(*self._cells())
         self._begin()
         return found
 
+    def _cells(self) -> tuple[list[Left], list[list[int]]]:
+        """What is compared: all cells, or one for all exits deeper than the first stop."""
+        left, counts = list(self._left), self._counts
+        if not self._stopped:
+            return left, counts
+        kept = min(self._stopped) + 1
+        deeper = sum(map(sum, counts[kept:])) + sum(self._stopped.values())
+        tuned = sum(one.count for one in left[kept:])
+        return [*left[:kept], Left((), (tuned,))], [*counts[:kept], [deeper]]
+
     def _begin(self) -> None:
+        self._stopped: dict[int, int] = {}
         self._counts = [[0] * len(one.counts) for one in self._left]
         self._missing = self._samples
 
@@ -142,17 +156,19 @@ class DriftDetector:
 
     After `drift.window` samples a window is compared. It has drifted where its p-value is below
     `drift.p_value`. Then `count` rises, `on_drift` is called, and the first time a `DriftWarning`
-    is given. With `drift.safe` the chain also goes to the most accurate point of the front, and
-    stays there until `reset`.
+    is given. With `drift.safe` the chain also goes to the last of the points, where nobody leaves
+    early, and stays there until `reset`.
 
     A window is of one point. Where the thresholds change, by whomever, another begins, and the one
     of the point that was left goes on when the chain comes back. While they are none of the front's
-    nothing is compared. Samples that a deadline stopped left for
-    another reason than their confidence, and are left out.
+    nothing is compared. Of a sample that a deadline stopped at an exit it is known that it was not
+    sure there: it counts among those that left deeper, which are then compared as one.
 
     `count` is of the windows that have drifted, `windows` of all compared, `last` the latest
     comparison (None before the first), `held` says that the chain was sent to the safe point.
     """
+
+    sets_thresholds = False
 
     def __init__(
         self,
@@ -166,11 +182,13 @@ class DriftDetector:
 
         `on_drift` is called amid the chain's call, whose lock is held: it may note, set an event
         or write, and must not call the chain or this object, which would wait for themselves.
-        Raises InputError where the bundle knows of no tuning, `every` is below 1, or a detector
-        watches the chain.
+        Raises InputError where the bundle knows of no tuning, `every` is no number from 1 on,
+        `on_drift` cannot be called, or a detector watches the chain.
         """
-        if every < 1:
-            raise InputError(f"one sample of every 1 or more is compared; found every={every}")
+        if not isinstance(every, int) or every < 1:
+            raise InputError(f"one sample of every 1 or more is compared; found every={every!r}")
+        if on_drift is not None and not callable(on_drift):
+            raise InputError(f"on_drift is called with a Comparison; found {on_drift!r}")
         found = tuning or chain.spec.tuning
         if found is None:
             raise InputError(
@@ -181,9 +199,7 @@ class DriftDetector:
         self._drift = found.drift
         self._left = {point.thresholds: point.left for point in found.points}
         self._windows: dict[tuple[float, ...], Window] = {}
-        # The last of the front, but thresholds that were given need not lie on it.
-        safest = max(found.points, key=lambda one: (one.right or 0, one.cost))
-        self._safest = safest.thresholds
+        self._safest = found.points[-1].thresholds
         self._on_drift = on_drift
         self._every = self._next = every
         self._before: tuple[float, ...] | None = None
@@ -195,7 +211,7 @@ class DriftDetector:
 
     @property
     def held(self) -> bool:
-        """Whether the chain was sent to the most accurate point and has not been released."""
+        """Whether the chain was sent to the safe point and has not been released."""
         return self._before is not None
 
     def add(self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: str) -> None:
@@ -204,13 +220,13 @@ class DriftDetector:
         if thresholds is not self._thresholds:
             # Set since, and perhaps in this very call: its samples may have seen the others.
             self._turn(thresholds, started_ns)
-        if stop == "deadline" or self._window is None or started_ns == self._turned_ns:
+        if self._window is None or started_ns == self._turned_ns:
             return
         self._next -= 1
         if self._next:
             return
         self._next = self._every
-        found = self._window.add(depth, confidence)
+        found = self._window.add(depth, confidence, stopped=stop == "deadline")
         if found is not None:
             self._close_window(found, started_ns)
 

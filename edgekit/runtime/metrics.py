@@ -54,6 +54,8 @@ class Metrics:
     cannot be written is counted, and the next that can says how many were lost; inference goes on.
     """
 
+    sets_thresholds = False
+
     def __init__(
         self,
         chain: "Chain",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, CheckError, InputError
 from edgekit.runtime import preprocess
-from edgekit.runtime.chain import Chain, Prediction
+from edgekit.runtime.chain import Chain, Prediction, left_at
 
 __all__ = ["GoldenReport", "decisions", "differences", "load_array", "load_arrays", "verify_golden"]
 
@@ -67,13 +67,15 @@ def verify_golden(bundle: Bundle, chain: Chain) -> GoldenReport:
     return GoldenReport(len(golden.samples), worst, golden.max_relative_error)
 
 
-def decisions(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """What was said of samples, as plain data: exits by name, classes, confidences.
+def decisions(predictions: Sequence[Prediction], final: str) -> dict[str, Any]:
+    """What was said of samples, as plain data: by which exit, where they left, how surely.
 
-    None is the class where exits tell none, and the confidence that is no finite number.
+    `final` is the name of the final exit. None is the class where exits tell none, and the
+    confidence that is no finite number.
     """
     return {
         "exits": [one.exit for one in predictions],
+        "left": [left_at(one, final) for one in predictions],
         "classes": [one.class_index for one in predictions],
         "confidences": [
             one.confidence if math.isfinite(one.confidence) else None for one in predictions

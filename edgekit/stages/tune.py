@@ -1,6 +1,6 @@
 """tune: the thresholds at which the finished chain is as fast as its accuracy allows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,9 @@ from edgekit.recipe import Recipe
 from edgekit.runtime.chain import Chain
 from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
 from edgekit.tuning.certificate import demand_enough
-from edgekit.tuning.goal import NO_TIMES, Costs, settle
+from edgekit.tuning.goal import NO_LABELS, Costs, check_buildable, settle
 from edgekit.tuning.seen import Seen
-from edgekit.tuning.temperature import GREATEST, LEAST, calibrated, fitted_on
+from edgekit.tuning.temperature import at_a_bound, calibrated, fitted_on
 
 __all__ = ["Tune"]
 
@@ -54,18 +54,13 @@ class Tune(Stage[Segments[bytes], Tuned]):
         self.chain_for = chain_for
         goal = recipe.policy.tune
         if goal is not None and (tuning is None or (goal.needs_labels and tuning.labels is None)):
-            raise RecipeError(
-                "policy.tune: data.tuning has no labels to count accuracy with; give them, or a "
-                "goal that needs none (exit_rates, min_exit_rate, a certificate of disagreement), "
-                "or policy.thresholds"
-            )
+            raise RecipeError(NO_LABELS)
         if recipe.policy.temperature and (tuning is None or tuning.labels is None):
             raise RecipeError(
                 "policy.temperature: data.tuning has no labels to fit temperatures to; give them, "
                 "or leave temperature out"
             )
-        if goal is not None and goal.max_latency_ms is not None:
-            raise RecipeError(NO_TIMES)
+        check_buildable(recipe)
         if goal is not None and goal.certificate is not None:
             assert tuning is not None  # noqa: S101  (see above)
             demand_enough(len(tuning), goal.certificate.risk, goal.certificate.confidence)
@@ -93,7 +88,7 @@ class Tune(Stage[Segments[bytes], Tuned]):
         )
         policy = replace(policy, thresholds=found.thresholds)
         notes = {**found.notes, **notes}
-        if far := _bounded(artifact.exits, policy.temperatures or ()):
+        if far := at_a_bound(artifact.exits, policy.temperatures or ()):
             notes["warning"] = "; ".join(filter(None, [notes.get("warning"), far]))
         return StageResult(Tuned(artifact, policy, found.tuning, seen), notes)
 
@@ -128,16 +123,3 @@ class Tune(Stage[Segments[bytes], Tuned]):
         if self.final_logits is None or labels is None:
             return None
         return int(np.sum(self.final_logits.argmax(axis=1) == labels))
-
-
-def _bounded(exits: Sequence[str], temperatures: Sequence[float]) -> str | None:
-    """Words about exits whose best temperature lies beyond the bounds, if any does."""
-    pairs = zip(exits, temperatures, strict=False)  # There may be no temperatures.
-    far = [exit for exit, one in pairs if not LEAST < one < GREATEST]
-    if not far:
-        return None
-    return (
-        f"policy.temperature: that of {', '.join(far)} is at a bound, {LEAST:g} or {GREATEST:g}: "
-        "nearly every answer there is right on these samples, or hardly any, which says nothing of "
-        "how sure to be of others; give other samples in data.tuning, or leave temperature out"
-    )

@@ -19,6 +19,7 @@ from edgekit.tuning.search import (
     by_rates,
     centred,
     evaluate,
+    front,
     search,
     shared,
     thresholds_at,
@@ -26,7 +27,18 @@ from edgekit.tuning.search import (
 from edgekit.tuning.seen import Seen
 from edgekit.tuning.temperature import calibrated, fitted_on
 
-__all__ = ["NO_TIMES", "Choice", "Costs", "Settled", "choose", "fit", "least_correct", "settle"]
+__all__ = [
+    "NO_LABELS",
+    "NO_TIMES",
+    "Choice",
+    "Costs",
+    "Settled",
+    "check_buildable",
+    "choose",
+    "fit",
+    "least_correct",
+    "settle",
+]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -40,6 +52,12 @@ NO_TIMES = (
     "then edgekit tune BUNDLE --profile FILE --set policy.tune.max_latency_ms=..."
 )
 """Why a goal of latency is refused where nothing was measured."""
+
+NO_LABELS = (
+    "policy.tune: data.tuning has no labels to count accuracy with; give them, or a goal that "
+    "needs none (exit_rates, min_exit_rate, a certificate of disagreement), or policy.thresholds"
+)
+"""Why a goal of accuracy is refused where nobody knows what is right."""
 
 _CLASSES_COUNTED = 512
 """At most so many points are looked at class by class, evenly spaced from the best on."""
@@ -72,6 +90,13 @@ class Costs:
             return self
         return replace(self, unit="mJ", each=np.array([goal.energy_mj[one] for one in exits]))
 
+    def p95_ms(self, rates: Floats) -> float:
+        """What 95 % of the samples do not exceed, where these shares of them leave at each exit."""
+        assert self.latency_ms is not None  # noqa: S101  (asked by the caller)
+        limits = np.unique(self.latency_ms)
+        shares = np.array([rates @ self.share_within(float(one)) for one in limits])
+        return float(np.interp(_P95, shares, limits))
+
     def share_within(self, limit_ms: float) -> Floats:
         """The share of samples, by the exit that they leave at, that take no longer than a limit.
 
@@ -95,6 +120,12 @@ class Settled(NamedTuple):
     notes: Notes
 
 
+def check_buildable(recipe: Recipe) -> None:
+    """Raises RecipeError for a goal that no build can reach."""
+    if recipe.policy.tune is not None and recipe.policy.tune.max_latency_ms is not None:
+        raise RecipeError(NO_TIMES)
+
+
 def settle(
     recipe: Recipe, exits: Sequence[str], seen: Seen, costs: Costs, reference_right: int | None
 ) -> Settled:
@@ -105,7 +136,7 @@ def settle(
     counted by what nobody knows here.
     """
     goal = recipe.policy.tune
-    demand_told(goal, told=recipe.labels != () and seen.told)
+    demand_known(goal, told=recipe.labels != () and seen.told, labelled=seen.labels is not None)
     costs = costs.of(goal, exits)
     found = Choice(np.array(recipe.thresholds or ()), None, {})
     if recipe.thresholds is None:
@@ -133,6 +164,7 @@ def settle(
         )
     if costs.mean_ms is not None:
         notes["mean_latency_ms"] = float(rates @ costs.mean_ms)
+        notes["p95_latency_ms"] = costs.p95_ms(rates)
     warning = _useless(recipe, taken, len(exits)) or _missed(exits, rates, recipe.exit_rates)
     if warning:
         notes["warning"] = warning
@@ -147,19 +179,31 @@ def settle(
         certificate=m.Certificate(asked.risk, asked.confidence, asked.of) if asked else None,
         drift=m.Drift(**recipe.policy.drift.model_dump()),
         reference_right=reference_right,
+        held_out=recipe.certified or not _fitted_on_all(recipe),
         seen="",
     )
     return Settled(thresholds, tuning, notes)
 
 
-def demand_told(goal: Goal | None, *, told: bool) -> None:
-    """Raises RecipeError where the goal counts right answers, and exits do not tell classes."""
+def demand_known(goal: Goal | None, *, told: bool, labelled: bool) -> None:
+    """Raises RecipeError where the goal counts what nobody knows here.
+
+    Right answers where exits do not tell classes, or by labels where there are none.
+    """
+    if goal is not None and goal.needs_labels and not labelled:
+        raise RecipeError(NO_LABELS)
     if goal is not None and not goal.blind and not told:
         raise RecipeError(
             "policy.tune: the exits give no class scores, and what is right of what they give "
             "nobody knows here; give policy.thresholds, from a measure of your own, or "
             "policy.tune.exit_rates or mean_plus_std"
         )
+
+
+def _fitted_on_all(recipe: Recipe) -> bool:
+    """Whether something that is deployed, beside thresholds, comes of all tuning samples."""
+    reached = recipe.quantize.features == "reached" and recipe.policy.tune is not None
+    return recipe.policy.temperature or reached
 
 
 class Choice(NamedTuple):
@@ -313,33 +357,42 @@ def _fitted(
 def _deployed(
     recipe: Recipe, seen: Seen, costs: Costs, found: Choice, right_by: str | None
 ) -> tuple[tuple[m.Point, ...], int]:
-    """The points that travel, cheapest first, and the place of the chosen one among them."""
+    """The points that travel, cheapest first, and the place of the chosen one among them.
+
+    The front, thinned; the chosen one, which need not lie on it; and last one where nobody leaves,
+    for a chain that is to take no risk.
+    """
     observed = seen.observed("label" if right_by == "label" else "disagreement", costs.each)
-    own = evaluate(observed, found.thresholds[None])
-    if found.certified is not None:
-        points = found.certified
-    elif not len(found.thresholds) or recipe.policy.criterion == PATIENCE:
-        points = own
-    elif right_by is None:
-        # What is right nobody knows, and so not what is best: a ladder of rates, by cost.
-        points = by_rates(observed)
-        points = points.of(np.unique(points.costs, return_index=True)[1])
+    points = own = evaluate(observed, found.thresholds[None])
+    if not len(found.thresholds):
+        nobody = own
     else:
-        points = search(observed)
+        nobody = evaluate(observed, shared(observed).thresholds[-1:])
+        if found.certified is not None:
+            # Its order is that of the half that it was tested on.
+            points = front(evaluate(observed, found.certified.thresholds))
+        elif recipe.policy.criterion != PATIENCE and right_by is not None:
+            points = search(observed)
+        elif recipe.policy.criterion != PATIENCE:
+            # What is right nobody knows, and so not what is best: a ladder of rates, by cost.
+            points = by_rates(observed)
+    points = points.of(np.unique(points.costs, return_index=True)[1])
     points = points.of(np.unique(np.linspace(0, len(points) - 1, _DEPLOYED).astype(int)))
-    # In its place by cost; of one that costs as much, as at its two ends, it takes the place.
-    others = points.of(points.costs != own.costs[0])
-    place = int(np.searchsorted(others.costs, own.costs[0]))
-    rows = [*range(place), None, *range(place, len(others))]
-    result = []
-    for row in rows:
-        one, at = (own, 0) if row is None else (others, row)
-        right = int(one.right[at]) if right_by else None
-        thresholds = one.thresholds[at]
-        result.append(
-            m.Point(tuple(thresholds.tolist()), right, float(one.costs[at]), seen.left(thresholds))
+    # Of those that cost the same the last one named here stays.
+    by_cost: dict[float, tuple[Floats, int]] = {}
+    for several in (points, nobody, own):
+        for row, cost in enumerate(several.costs.tolist()):
+            by_cost[cost] = several.thresholds[row], int(several.right[row])
+    travel = [
+        m.Point(
+            tuple(by_cost[cost][0].tolist()),
+            by_cost[cost][1] if right_by else None,
+            cost,
+            seen.left(by_cost[cost][0]),
         )
-    return tuple(result), place
+        for cost in sorted(by_cost)
+    ]
+    return tuple(travel), sorted(by_cost).index(float(own.costs[0]))
 
 
 def _best_first(goal: Goal, points: Points, costs: Costs, samples: int) -> Integers:
@@ -364,10 +417,12 @@ def _in_time(goal: Goal, costs: Costs, rates: Floats) -> Bools:
     if limit.p95 is not None:
         met &= rates @ costs.share_within(limit.p95) >= _P95
     if not met.any():
-        asked = limit.model_dump(exclude_none=True)
+        asked = ", ".join(f"{key} {value:g} ms" for key, value in limit if value is not None)
+        first = np.eye(len(costs.mean_ms))[0]
         raise CheckError(
-            f"policy.tune.max_latency_ms: no thresholds keep {asked}: a sample that leaves at the "
-            f"first exit takes {costs.mean_ms[0]:.3g} ms on average"
+            f"policy.tune.max_latency_ms: no thresholds keep {asked}: where all samples leave at "
+            f"the first exit, they take {costs.mean_ms[0]:.3g} ms on average, p95 "
+            f"{costs.p95_ms(first):.3g} ms"
         )
     return met
 

@@ -28,6 +28,7 @@ __all__ = [
     "joined",
     "search",
     "shared",
+    "taken",
     "thresholds_at",
 ]
 
@@ -73,8 +74,7 @@ class Observed:
 
     def taken(self, thresholds: npt.ArrayLike) -> Integers:
         """The exit that each sample leaves at, int64 `[samples]`."""
-        sure = self.confidences >= np.asarray(thresholds, np.float64)[:, None]
-        return np.concatenate([sure, np.ones((1, self.samples), bool)]).argmax(axis=0)
+        return taken(self.confidences, thresholds)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,15 @@ class Points:
     def of(self, rows: npt.NDArray[Any]) -> "Points":
         """These of the points, by index or by mask."""
         return Points(self.thresholds[rows], self.counts[rows], self.right[rows], self.costs[rows])
+
+
+def taken(confidences: Floats, thresholds: npt.ArrayLike) -> Integers:
+    """The exit that each sample leaves at, int64 `[samples]`.
+
+    `confidences` is float64 `[early exits, samples]`, `thresholds` has one for each.
+    """
+    sure = confidences >= np.asarray(thresholds, np.float64)[:, None]
+    return np.concatenate([sure, np.ones((1, sure.shape[1]), bool)]).argmax(axis=0)
 
 
 def joined(several: Iterable[Points]) -> Points:
@@ -271,9 +280,9 @@ def evaluate(observed: Observed, thresholds: npt.ArrayLike) -> Points:
     counts = np.empty((len(given), exits), np.int64)
     right = np.empty(len(given), np.int64)
     for row, one in enumerate(given):
-        taken = observed.taken(one)
-        counts[row] = np.bincount(taken, minlength=exits)
-        right[row] = np.count_nonzero(observed.right[taken, samples])
+        left = observed.taken(one)
+        counts[row] = np.bincount(left, minlength=exits)
+        right[row] = np.count_nonzero(observed.right[left, samples])
     return Points(given, counts, right, counts @ observed.costs / observed.samples)
 
 

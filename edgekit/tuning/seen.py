@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Left, Policy
 from edgekit.errors import BundleError
 from edgekit.runtime.criteria import Walk
-from edgekit.tuning.search import Observed, between
+from edgekit.tuning.search import Observed, between, taken
 
 __all__ = ["Seen"]
 
@@ -104,7 +104,7 @@ class Seen:
         ):
             if values is not None:
                 arrays[name] = values.astype(np.int32)
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
         return stream.getvalue()
 
     @property
@@ -134,15 +134,14 @@ class Seen:
 
     def taken(self, thresholds: npt.ArrayLike) -> Integers:
         """The exit that each sample leaves at, int64 `[samples]`."""
-        sure = self.confidences[:-1] >= np.asarray(thresholds, np.float64)[:, None]
-        return np.concatenate([sure, np.ones((1, self.samples), bool)]).argmax(axis=0)
+        return taken(self.confidences[:-1], thresholds)
 
     def left(self, thresholds: npt.ArrayLike) -> tuple[Left, ...]:
         """Per exit, how many samples leave there, by quarters of their confidence."""
-        taken = self.taken(thresholds)
+        exits = self.taken(thresholds)
         found = []
         for depth, row in enumerate(self.confidences):
-            here = row[taken == depth]
+            here = row[exits == depth]
             edges = _edges(here[np.isfinite(here)])
             bins = np.searchsorted(edges, here, side="right")
             counts = np.bincount(bins, minlength=len(edges) + 1)

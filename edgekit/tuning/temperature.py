@@ -21,6 +21,7 @@ __all__ = [
     "MOST_SAMPLES",
     "Bin",
     "Reliability",
+    "at_a_bound",
     "calibrated",
     "fit_temperature",
     "fitted_on",
@@ -102,6 +103,19 @@ def calibrated(
                 f"bins_{when}": [asdict(part) for part in told.bins],
             }
     return tuple(temperatures), found
+
+
+def at_a_bound(exits: Sequence[str], temperatures: Sequence[float]) -> str | None:
+    """Words about exits whose best temperature lies beyond the bounds, if any does."""
+    pairs = zip(exits, temperatures, strict=False)  # There may be no temperatures.
+    far = [exit for exit, one in pairs if not LEAST < one < GREATEST]
+    if not far:
+        return None
+    return (
+        f"policy.temperature: that of {', '.join(far)} is at a bound, {LEAST:g} or {GREATEST:g}: "
+        "nearly every answer there is right on these samples, or hardly any, which says nothing of "
+        "how sure to be of others; give other samples in data.tuning, or leave temperature out"
+    )
 
 
 def reliability(confidences: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> Reliability:

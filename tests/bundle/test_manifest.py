@@ -109,6 +109,7 @@ DOCUMENT: Document = {
         "certificate": {"risk": 0.01, "confidence": 0.9, "of": "disagreement"},
         "drift": {"window": 1000, "p_value": 0.001, "safe": False},
         "reference_right": 6,
+        "held_out": True,
         "seen": "tuning/seen.npz",
     },
     "variants": [
@@ -535,6 +536,7 @@ def test_a_file_that_is_used_but_not_listed_is_refused(
         lambda tuning: tuning.update(costs=[1.0]),
         lambda tuning: tuning.update(samples=7),
         lambda tuning: tuning["points"][0].update(thresholds=[0.5]),
+        lambda tuning: tuning["points"].append(tuning["points"][0]),
         lambda tuning: tuning["points"][0]["left"].pop(),
         lambda tuning: tuning["points"][0]["left"][0].update(edges=[0.9, 0.8]),
         lambda tuning: tuning["points"][0]["left"][0].update(counts=[1, 3]),

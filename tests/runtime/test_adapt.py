@@ -344,11 +344,39 @@ def test_a_bundle_brings_the_points_that_are_followed(built_tiny: Path, pool: Ar
     assert policy.point.thresholds == chain.spec.policy.thresholds
     for _ in tuning.points:
         chain.many(pool[:40])
-    assert policy.point == tuning.points[-1]
-    assert chain.spec.policy.thresholds == tuning.points[-1].thresholds
+    # The cheapest of those that are right most often, and not a dearer one that is no better.
+    most = max(one.right for one in tuning.points)
+    assert policy.point == next(one for one in tuning.points if one.right == most)
+    assert chain.spec.policy.thresholds == policy.point.thresholds
     for start in range(0, tuning.drift.window, 100):
         chain.many(pool[start % 300 :][:100])
     assert detector.windows == 1
+
+
+def test_a_point_that_a_cheaper_one_is_as_accurate_as_is_never_gone_to(
+    chain: Chain, tuning: Tuning, pool: Array
+) -> None:
+    rights = (5, 7, 6)
+    points = [replace(one, right=right) for one, right in zip(tuning.points, rights, strict=True)]
+    tuning = replace(tuning, right_by="label", points=tuple(points))
+    chain.set_thresholds(points[2].thresholds)
+    with AdaptivePolicy(chain, tuning, latency_ms=1e6, window=5) as policy:
+        assert policy.point == points[1]
+        assert chain.spec.policy.thresholds == points[1].thresholds
+        chain.many(pool[:50])
+        assert policy.point == points[1]
+
+
+def test_who_sets_thresholds_is_told_last(chain: Chain, tuning: Tuning) -> None:
+    policy = AdaptivePolicy(chain, tuning, latency_ms=5)
+    detector = DriftDetector(chain, tuning)
+    assert chain.watchers == (detector, policy)
+
+
+@pytest.mark.parametrize("budget", [{"latency_ms": "5"}, {"load": None, "energy_mj": [1]}])
+def test_a_budget_that_is_no_number_is_refused(chain: Chain, tuning: Tuning, budget: dict) -> None:
+    with pytest.raises(InputError, match="is a finite number above 0"):
+        AdaptivePolicy(chain, tuning, **budget)
 
 
 def test_a_metrics_line_says_where_the_chain_is_and_how_often_it_drifted(

@@ -443,6 +443,8 @@ def test_thresholds_of_another_number_of_exits_are_refused(
 class Noting:
     """A watcher that notes what it is told, and sets thresholds when it first is."""
 
+    sets_thresholds = False
+
     def __init__(self, chain: Chain, *thresholds: float) -> None:
         self.chain, self.thresholds = chain, thresholds
         self.told: list[tuple[int, float, str]] = []
@@ -452,6 +454,14 @@ class Noting:
         self.told.append((depth, confidence, stop))
         if self.thresholds:
             self.chain.retune(self.thresholds)
+
+
+@pytest.mark.parametrize("thresholds", ["ab", None, [[0.5], [0.5]], [0.5, float("nan")], 0.5])
+def test_thresholds_that_are_no_numbers_are_refused(chain: Chain, thresholds: Any) -> None:
+    before = chain.spec.policy
+    with pytest.raises(InputError, match="thresholds are numbers, one per early exit"):
+        chain.set_thresholds(thresholds)
+    assert chain.spec.policy == before
 
 
 def told(found: list[Prediction]) -> list[tuple[int, float, str]]:

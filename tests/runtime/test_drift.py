@@ -42,7 +42,7 @@ def tuning_of(chain: Chain, samples: Array, drift: Drift | None = None) -> Tunin
     drift = drift or Drift(60, 1e-4, False)
     costs = (1.0, 2.0, 3.0)
     return Tuning(
-        len(samples), None, "MACs", costs, tuple(points), 1, None, drift, None, "seen.npz"
+        len(samples), None, "MACs", costs, tuple(points), 1, None, drift, None, True, "seen.npz"
     )
 
 
@@ -343,11 +343,33 @@ def test_thresholds_that_tuning_does_not_know_are_not_compared(
     assert detector.windows >= 1
 
 
-def test_samples_stopped_by_a_deadline_are_left_out(chain: Chain, tuning: Tuning) -> None:
-    detector = DriftDetector(chain, tuning)
-    for number in range(200):
-        detector.add(0, 0.3, number * SECOND, number * SECOND + 1, "deadline")
-    assert detector.windows == 0
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_deadline_alone_is_no_drift(share: float) -> None:
+    """Who was stopped would have left deeper: left out, the deep exits would seem deserted."""
+    generator = np.random.default_rng(0)
+    left = (Left((0.5,), (300, 300)), Left((), (200,)), Left((0.5,), (50, 50)), Left((), (100,)))
+    alarms = 0
+    for _ in range(200):
+        window = Window(left, 500)
+        found = None
+        for depth in generator.choice(4, 500, p=[0.6, 0.2, 0.1, 0.1]):
+            if depth > 1 and generator.random() < share:
+                found = window.add(1, 0.3, stopped=True)
+            else:
+                found = window.add(depth, generator.random())
+        assert found is not None
+        alarms += found.p_value < 0.05
+    assert alarms <= 22  # Of 200 at 0.05, a binomial's 99.9 %.
+
+
+def test_drift_shows_through_a_deadline() -> None:
+    left = (Left((), (600,)), Left((), (200,)), Left((), (200,)))
+    window = Window(left, 300)
+    for _ in range(299):
+        assert window.add(0, 0.1, stopped=True) is None
+    found = window.add(0, 0.9)
+    assert found is not None
+    assert found.p_value < 1e-6
 
 
 def test_nothing_to_compare_with_is_said(chain: Chain) -> None:
