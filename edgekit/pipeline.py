@@ -46,7 +46,7 @@ from edgekit.recipe import Recipe, Tolerance
 from edgekit.runtime.bench import brief
 from edgekit.runtime.chain import Chain, left_at
 from edgekit.runtime.device import describe, threads_here
-from edgekit.runtime.preprocess import Sample, enlarged, stack
+from edgekit.runtime.preprocess import Sample, encode, enlarged, stack
 from edgekit.runtime.verify import decisions, verify_golden
 from edgekit.stages import Artifact, Exported, Network, Segments, Stage, Step, Tensors, Tuned
 from edgekit.stages.build import Build
@@ -392,7 +392,7 @@ class _Run:
         described, programs = segments.kept()
         blobs = {f"program/{name}": program for name, program in programs.items()}
         for split, outputs in self.answers.items():
-            blobs |= {f"answers/{split}/{place}": _npy(one) for place, one in enumerate(outputs)}
+            blobs |= {f"answers/{split}/{place}": encode(one) for place, one in enumerate(outputs)}
         document = {
             "data": self._data,
             "stages": self.stages,
@@ -455,9 +455,3 @@ def _demand(stage: str, verb: str, kind: type, artifact: Artifact) -> None:
         raise TypeError(f"{stage} {verb} {kind.__name__}, found {type(artifact).__name__}")
     if problems := artifact.problems():
         raise AssertionError(f"{stage} {verb} what does not hold: {'; '.join(problems)}")
-
-
-def _npy(array: Array) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()

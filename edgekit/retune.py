@@ -1,7 +1,6 @@
 """Other thresholds for a bundle that is built: no segment is lowered, quantized or run for them."""
 
 import hashlib
-import io
 import json
 import math
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.bundle import manifest as m
 from edgekit.bundle.reader import Bundle, read_bundle, read_evidence
@@ -22,7 +20,7 @@ from edgekit.recipe import Recipe
 from edgekit.runtime.bench import brief, load_test_data
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.criteria import decide
-from edgekit.runtime.preprocess import unstack
+from edgekit.runtime.preprocess import encode, unstack
 from edgekit.runtime.verify import decisions, load_array, verify_golden
 from edgekit.tuning.doubt import sureness
 from edgekit.tuning.goal import Costs, settle
@@ -250,7 +248,7 @@ def _golden(bundle: Bundle, policy: m.Policy) -> tuple[m.Golden, dict[str, bytes
         for one in samples
     ]
     arrays = zip((*paths[0], *paths[1]), (*logits, *given), strict=True)
-    files = {path: _npy(array[kept]) for path, array in arrays}
+    files = {path: encode(array[kept]) for path, array in arrays}
     return replace(golden, samples=tuple(samples)), files
 
 
@@ -269,9 +267,3 @@ def _measured(bundle: Bundle, step: Callable[[str], None]) -> dict[str, Any]:
         )
     step("bench")
     return {**found, "bench": brief(bundle)}
-
-
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-    return stream.getvalue()

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgekit.bundle.manifest import Point, Tuning
 from edgekit.errors import InputError
 from edgekit.runtime.drift import DriftDetector
+from edgekit.runtime.watcher import Watcher
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from edgekit.runtime.chain import Chain
 
 __all__ = ["AdaptivePolicy", "Settings", "State", "follow"]
@@ -93,7 +92,7 @@ def follow(settings: Settings, state: State, cost: float, budget: float) -> Stat
     return State(max(place - settings.step, min(place + settings.step, wanted)))
 
 
-class AdaptivePolicy:
+class AdaptivePolicy(Watcher):
     """Moves a chain's thresholds along the front of its tuning, so that it keeps to a budget.
 
     `latency_ms` is for the mean of a sample, as `Metrics` counts it: from its check to its answer,
@@ -196,22 +195,6 @@ class AdaptivePolicy:
             self.moves += 1
             self._chain.retune(self._points[state.place].thresholds)
             self._turn(self._chain.spec.policy.thresholds, started_ns)
-
-    def close(self) -> None:
-        """Follow no further, and leave the chain where it is. Again does nothing."""
-        with self._chain.lock:
-            self._chain.unwatch(self)
-
-    def __enter__(self) -> "AdaptivePolicy":
-        return self
-
-    def __exit__(
-        self,
-        kind: "type[BaseException] | None",
-        error: BaseException | None,
-        traceback: "TracebackType | None",
-    ) -> None:
-        self.close()
 
     def _held(self) -> bool:
         watchers = self._chain.watchers

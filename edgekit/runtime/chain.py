@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from edgekit.runtime.device import threads_here
 from edgekit.runtime.engines import Buffer, Engine, load_engine
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.preprocess import Sample
+from edgekit.runtime.watcher import Watcher
 
 __all__ = [
     "MOST_SHAPES",
@@ -38,7 +39,6 @@ __all__ = [
     "ChainSpec",
     "Prediction",
     "Shapes",
-    "Watcher",
     "left_at",
     "most_rows",
 ]
@@ -125,23 +125,6 @@ def most_rows(precision: str) -> int:
     said of a sample would depend on the others.
     """
     return 1 if precision == "int8-dynamic" else _MOST_ROWS
-
-
-class Watcher(Protocol):
-    """Who is told of every sample that a chain answers, see `Chain.watch`.
-
-    `sets_thresholds` are told after the others, who may look at what the sample met.
-    """
-
-    sets_thresholds: bool
-
-    def add(
-        self, depth: int, confidence: float, started_ns: int, ended_ns: int, stop: Stop
-    ) -> None:
-        """A sample left at exit `depth`, counted from 0, with its answer's confidence.
-
-        Times are of `time.perf_counter_ns`. The chain holds its lock here, and may not be called.
-        """
 
 
 class _Step(NamedTuple):

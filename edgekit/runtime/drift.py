@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgekit.bundle.manifest import Left, Tuning
 from edgekit.errors import InputError
+from edgekit.runtime.watcher import Watcher
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from edgekit.runtime.chain import Chain
 
 __all__ = ["Comparison", "DriftDetector", "DriftWarning", "Window", "chi_square_sf", "compare"]
@@ -151,7 +150,7 @@ class Window:
         self._missing = self._samples
 
 
-class DriftDetector:
+class DriftDetector(Watcher):
     """Compares what a chain does with what it did on the tuning split, window by window.
 
     After `drift.window` samples a window is compared. It has drifted where its p-value is below
@@ -167,8 +166,6 @@ class DriftDetector:
     `count` is of the windows that have drifted, `windows` of all compared, `last` the latest
     comparison (None before the first), `held` says that the chain was sent to the safe point.
     """
-
-    sets_thresholds = False
 
     def __init__(
         self,
@@ -242,22 +239,6 @@ class DriftDetector:
                 self._before = None
             self._windows.clear()
             self._turn(self._chain.spec.policy.thresholds, -1)
-
-    def close(self) -> None:
-        """Compare no further, and leave the thresholds as they are. Again does nothing."""
-        with self._chain.lock:
-            self._chain.unwatch(self)
-
-    def __enter__(self) -> "DriftDetector":
-        return self
-
-    def __exit__(
-        self,
-        kind: "type[BaseException] | None",
-        error: BaseException | None,
-        traceback: "TracebackType | None",
-    ) -> None:
-        self.close()
 
     def _turn(self, thresholds: tuple[float, ...], turned_ns: int) -> None:
         """Compare with the point of these thresholds, from the call after that of `turned_ns`."""

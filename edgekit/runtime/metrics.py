@@ -23,10 +23,9 @@ import numpy.typing as npt
 from edgekit.errors import InputError
 from edgekit.runtime.adapt import AdaptivePolicy
 from edgekit.runtime.drift import DriftDetector
+from edgekit.runtime.watcher import Watcher
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from edgekit.runtime.chain import Chain
 
 __all__ = ["Metrics"]
@@ -42,7 +41,7 @@ def _close_all() -> None:
         metrics.close()
 
 
-class Metrics:
+class Metrics(Watcher):
     """Counts what a chain answers, and appends a line to a file for every window.
 
     A window closes with the sample that makes it `every_samples` long, or the first that ends
@@ -53,8 +52,6 @@ class Metrics:
     Each line is one write at the end of the file, so several processes may share it. A line that
     cannot be written is counted, and the next that can says how many were lost; inference goes on.
     """
-
-    sets_thresholds = False
 
     def __init__(
         self,
@@ -120,17 +117,6 @@ class Metrics:
         # With the chain that it counts for; not where the constructor refused.
         if hasattr(self, "_exits"):
             self.close()
-
-    def __enter__(self) -> "Metrics":
-        return self
-
-    def __exit__(
-        self,
-        kind: "type[BaseException] | None",
-        error: BaseException | None,
-        traceback: "TracebackType | None",
-    ) -> None:
-        self.close()
 
     def _flush(self) -> None:
         if self._samples:

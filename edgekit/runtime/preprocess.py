@@ -29,6 +29,7 @@ __all__ = [
     "check_values",
     "decode",
     "decode_npz",
+    "encode",
     "enlarged",
     "fitted",
     "named_error",
@@ -150,6 +151,13 @@ def decode_npz(content: bytes, name: str) -> dict[str, Array]:
     except (*_DAMAGED, AttributeError, TypeError):
         # The last two come of an .npy array under the name of an .npz file.
         raise InputError(f"{name}: is no .npz file of plain arrays") from None
+
+
+def encode(array: Array) -> bytes:
+    """An array as an `.npy` file's bytes."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
 
 
 def decode(content: bytes, name: str) -> Array:

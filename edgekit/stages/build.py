@@ -232,9 +232,9 @@ class Build(Stage[Tuned, Contents]):
                 files[paths[one.name]] = _npz(given)
             else:
                 paths[one.name] = f"{path}.npy"
-                files[paths[one.name]] = _npy(preprocess.by_name(carried)[one.name])
+                files[paths[one.name]] = preprocess.encode(preprocess.by_name(carried)[one.name])
         if split.labels is not None:
-            files[labels] = _npy(split.labels)
+            files[labels] = preprocess.encode(split.labels)
         return m.TestData(paths, labels if split.labels is not None else None, len(split))
 
     def _memory(self, segments: Segments[bytes]) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class Build(Stage[Tuned, Contents]):
 def _expected(rows: dict[str, list[Array]], folder: str, files: dict[str, bytes]) -> dict[str, str]:
     """Each exit's rows as an array in `files`; its path by exit."""
     paths = {exit: f"{folder}/{exit}.npy" for exit in rows}
-    files |= {paths[exit]: _npy(np.stack(one)) for exit, one in rows.items()}
+    files |= {paths[exit]: preprocess.encode(np.stack(one)) for exit, one in rows.items()}
     return paths
 
 
@@ -286,7 +286,7 @@ def _as_file(raw: Array | Path, source: m.Input) -> tuple[str, bytes]:
     if isinstance(raw, Path):
         return raw.suffix.lower(), raw.read_bytes()
     if source.image is None or raw.dtype != np.uint8:
-        return ".npy", _npy(raw)
+        return ".npy", preprocess.encode(raw)
     stream = io.BytesIO()
     preprocess.to_image(raw).save(stream, "PNG")
     return ".png", stream.getvalue()
@@ -294,12 +294,6 @@ def _as_file(raw: Array | Path, source: m.Input) -> tuple[str, bytes]:
 
 def _file(path: str, content: bytes) -> m.File:
     return m.File(path, len(content), hashlib.sha256(content).hexdigest())
-
-
-def _npy(array: Array) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-    return stream.getvalue()
 
 
 def _npz(arrays: Sequence[Array]) -> bytes:

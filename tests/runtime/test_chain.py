@@ -30,6 +30,7 @@ from edgekit.runtime.bench import load_test_data
 from edgekit.runtime.chain import ChainSpec
 from edgekit.runtime.criteria import CRITERIA, PATIENCE, decide
 from edgekit.runtime.engines import Buffer, Engine, HostMemory, load_engine
+from edgekit.runtime.watcher import Watcher
 from tests.runtime.test_criteria import (
     POLICIES,
     TEMPERED,
@@ -440,10 +441,8 @@ def test_thresholds_of_another_number_of_exits_are_refused(
     assert chain.spec is before
 
 
-class Noting:
+class Noting(Watcher):
     """A watcher that notes what it is told, and sets thresholds when it first is."""
-
-    sets_thresholds = False
 
     def __init__(self, chain: Chain, *thresholds: float) -> None:
         self.chain, self.thresholds = chain, thresholds
