@@ -21,7 +21,7 @@ def every_figure(name: str) -> dict[str, str]:
                              [plots.Skip(-1, 1), plots.Skip(0, 2)]),
         "stacks": plots.stacks("c", name, [(name, [1.0, 2.0]), ("b", [])], [2.0, None], name),
         "panels": plots.panels("d", name, [(name, [line, marks])], percent=[True],
-                               upright=[(name, 0.5)], level=[(name, 0.9)]),
+                               level=[(name, 0.9)]),
         "histograms": plots.histograms(
             "e", name, [plots.Histogram(name, (0.0, 0.5, 1.0), (3, 0), (0, 1), 0.7),
                         plots.Histogram("b", (0.0, 0.5, 1.0), (0, 0), None, math.inf)],
