@@ -101,7 +101,8 @@ def differences(benches: Sequence[Bench]) -> list[str]:
     policies = [policy_text(one.report["policy"]) for one in benches]
     if len(set(policies)) > 1:
         found.append(
-            f"Not under the same policy: {'; '.join(policies)}. Part of what differs is theirs."
+            f"Not under the same policy: {'; '.join(policies)}. What that changes in speed and "
+            "accuracy is in the figures."
         )
     for one in benches:
         if not one.report["valid"]:
@@ -152,7 +153,7 @@ def demand(report: Any, where: str) -> dict[str, Any]:
         texts += [policy[key] for key in ("criterion", "combine", "otherwise")]
         numbers += policy["thresholds"]
         for key in ("weights", "temperatures"):
-            numbers += policy[key] or ()
+            numbers += () if policy[key] is None else policy[key]
         numbers += [one["latency_ms"] for one in report["segments"]]
         maybe = []
         measured = [report, *(report[key] for key in ("plain", "whole", "full_depth"))]

@@ -271,7 +271,7 @@ def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tmp_pa
     ended = subprocess.run(
         [*unshare, "sh", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert "no space left for the bundle" in ended.stderr
+    assert "no space left for it; free some, or choose another --output" in ended.stderr
     assert ended.stdout.splitlines()[-1] == "code 1"
 
 
