@@ -189,8 +189,9 @@ class Facts:
         assert self.bench is not None  # noqa: S101  (asked by the caller)
         device = self.bench["device"]
         other = self.bench["other_device"]
+        when = "when it was tuned" if "tuned_from" in self.evidence else "at the end of the build"
         return (
-            f"Measured {self.measured or 'at the end of the build'} with "
+            f"Measured {self.measured or when} with "
             f"{count_text(self.bench['samples'])} samples on {device['cpu']} "
             f"({device['machine']}), {self.bench['engine']}: "
             + ("the target." if self.bench["on_target"] else f"not the target, {other}.")

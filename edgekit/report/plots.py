@@ -157,9 +157,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Marks:
-    """Points on their own; `large` ones are what is looked for, `hollow` ones are beside the point.
+    """Points on their own; `large` ones are what is looked for, `labels` are names beside them.
 
-    `labels` are names beside them.
+    `hollow` ones look like those before them, and are not quite such.
     """
 
     name: str
@@ -337,7 +337,10 @@ def panels(
         every = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
         levels = [*level, *[None] * (len(found) - len(level))]
         for axes, (label, series), share, line in zip(every, found, percent, levels, strict=True):
-            for number, one in enumerate(series):
+            number = -1
+            for one in series:
+                # Hollow marks have the colour and the shape of those that they belong to.
+                number += not (isinstance(one, Marks) and one.hollow)
                 x = [place(value) for value in one.x]
                 color = SERIES[number % len(SERIES)]
                 if isinstance(one, Line):

@@ -271,6 +271,7 @@ def test_a_bundle_that_was_tuned_says_of_how_many_samples_and_whose_times(facts)
     (numbers,) = (one for one in overview(found).parts if isinstance(one, Numbers))
     remarks = {what: remark for _, what, remark in numbers.items}
     assert remarks["accuracy"] == "24 samples of the test split"
+    assert "Measured when it was tuned with 24 samples" in words(overview(found))
     assert noted.tested_on == ("test split", 999)
     said = words(thresholds(found))
     assert "Some Board 4 (aarch64), an engine 1, measured in board.json: the target." in said

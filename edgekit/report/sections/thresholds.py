@@ -36,6 +36,8 @@ def thresholds(facts: Facts) -> Section:
     }[policy.combine]
     if policy.criterion == GIVEN:
         looked_at = "which it gives itself"
+    rates = facts.notes("tune").get("exit_rates", {})
+    counted = of_samples("tuning split", facts.notes("tune").get("samples"))
     parts: list[Part] = [
         Text(
             f"A sample leaves at the first exit whose confidence ({looked_at}) is at least its "
@@ -45,14 +47,13 @@ def thresholds(facts: Facts) -> Section:
                 if policy.otherwise == "last"
                 else ", and of all exits the one of the greatest confidence then answers."
             )
+            + (f" The shares that leave are of {counted}." if rates else "")
         )
     ]
-    rates = facts.notes("tune").get("exit_rates", {})
     early = [facts.threshold_text(*one) for one in enumerate(policy.thresholds)]
-    counted = of_samples("tuning split", facts.notes("tune").get("samples"))
     columns = {
         "threshold": [*early, "takes all"],
-        f"leave, {counted}": [share_text(rates.get(name)) for name in facts.exits],
+        "leave": [share_text(rates.get(name)) for name in facts.exits],
         "cost up to here": [facts.priced(one) for one in facts.costs],
     }
     if facts.ms is not None:
