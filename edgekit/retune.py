@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from edgekit.tuning.goal import Costs, settle
 from edgekit.tuning.seen import Seen
 from edgekit.tuning.temperature import at_a_bound
 
-__all__ = ["measured_costs", "recipe_of", "retune"]
+__all__ = ["measured_costs", "recipe_of", "retune", "source_of"]
 
 _OF_POLICY = ("tune", "thresholds", "drift")
 """What of a recipe's policy may be another: the rest decides what the exits' confidences are."""
@@ -124,6 +125,20 @@ def measured_costs(bundle: Bundle, report: dict[str, Any], source: str) -> Costs
     return Costs("ms", mean_ms, mean_ms, np.sort(latency_ms, axis=1))
 
 
+def source_of(report: dict[str, Any], profile: Path | None) -> dict[str, Any]:
+    """Whose times they are that a chain was tuned to, for the evidence.
+
+    `profile` is the file that the report of `measured_costs` came from, None where it was measured
+    here; of its place only the name is noted.
+    """
+    return {
+        "device": report["device"],
+        "engine": report.get("engine"),
+        "source": "here" if profile is None else profile.name,
+        "on_target": report.get("on_target"),
+    }
+
+
 def retune(
     bundle: Bundle,
     recipe: Recipe,
@@ -131,12 +146,14 @@ def retune(
     output: Path,
     *,
     command: str | None = None,
+    costs_from: dict[str, Any] | None = None,
     step: Callable[[str], None] = lambda text: None,
 ) -> Built:
     """A bundle with the same segments and the policy that the recipe now comes to, in `output`.
 
     What was measured of the old policy is measured anew where this machine has the engine, on the
-    samples that the bundle carries. Raises CheckError where no thresholds keep what the recipe asks
+    samples that the bundle carries. `command` and `costs_from`, see `source_of`, are noted in the
+    evidence. Raises CheckError where no thresholds keep what the recipe asks
     for, and BuildError where the bundle cannot be written; `output` is as it was then.
     """
     manifest = bundle.manifest
@@ -179,7 +196,9 @@ def retune(
             **_measured(again, step),
             "bundle_id": again.manifest.bundle_id,
             "tuned_from": manifest.bundle_id,
-            "command": command,
+            "tuned_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "tune_command": command,
+            "costs_from": costs_from,
         }
         new = {"tune": found.notes, "verify": _of_decisions(again, evidence["decisions"])}
         evidence["stages"] = [

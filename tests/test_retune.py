@@ -310,6 +310,18 @@ def test_the_command_tunes_to_a_devices_times(cli, tiny_bundle, report, tmp_path
     assert said["path"] == str(place)
     assert said["bundle_id"] == read_bundle(place).manifest.bundle_id
     assert cli("verify", place).code == 0
+    evidence = read_evidence(read_bundle(place))
+    assert evidence["costs_from"] == {
+        "device": report["device"],
+        "engine": report["engine"],
+        "source": "profile.json",
+        "on_target": report["on_target"],
+    }
+    # What built it and what tuned it are told apart.
+    before = read_evidence(read_bundle(tiny_bundle))
+    assert (evidence["command"], evidence["built_at"]) == (before["command"], before["built_at"])
+    assert evidence["tune_command"].startswith("edgekit ")
+    assert evidence["tuned_at"] >= evidence["built_at"]
     # The times still hold: they are of the same segments.
     assert Chain.load(place, profile=profile).segment_ms
 
@@ -318,7 +330,9 @@ def test_without_a_profile_the_command_measures_here(cli, tiny_bundle, tmp_path)
     limit = ("--set", "policy.tune.max_latency_ms=1000")
     ended = cli("tune", tiny_bundle, *limit, "--output", tmp_path / "out")
     assert ended.code == 0, ended.err
-    assert read_bundle(tmp_path / "out").manifest.tuning.unit == "ms"
+    found = read_bundle(tmp_path / "out")
+    assert found.manifest.tuning.unit == "ms"
+    assert read_evidence(found)["costs_from"]["source"] == "here"
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,20 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one.
 
     It is first written beside its folder, where a reader of the bundle does not take it for a file
-    too many. Raises BuildError where the disk is full or refuses.
+    too many. Where nothing can be put there, or not moved from there (the folder is a mount point,
+    or all that may be written), it is written in its place: a reader may then see a part of it,
+    which its seal tells, and a write that fails leaves no file. Raises BuildError where the disk is
+    full or refuses.
     """
     path = path.resolve()
-    with _as_build_error(path):
-        handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent.parent)
+    with _as_build_error(path, "free some"):
+        try:
+            handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent.parent)
+        except OSError as error:
+            if error.errno not in _NOT_BESIDE:
+                raise
+            _write_in_place(path, content)
+            return
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(content)
@@ -83,10 +92,30 @@ def replace_file(path: Path, content: bytes) -> None:
                 os.fsync(stream.fileno())
             Path(fresh).chmod(0o644)  # mkstemp's is private; a bundle is to be copied.
             Path(fresh).replace(path)
-        except BaseException:
+        except BaseException as error:
             Path(fresh).unlink(missing_ok=True)
-            raise
+            if not isinstance(error, OSError) or error.errno != errno.EXDEV:
+                raise
+            _write_in_place(path, content)
         _sync_folder(path.parent)
+
+
+_NOT_BESIDE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""A folder above the bundle's that is not this user's to write to."""
+
+
+def _write_in_place(path: Path, content: bytes) -> None:
+    # What has the name may be a link, or a pipe.
+    path.unlink(missing_ok=True)
+    try:
+        with path.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
 
 
 def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
@@ -159,12 +188,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _as_build_error(place: Path) -> Iterator[None]:
+def _as_build_error(
+    place: Path, remedy: str = "free some, or choose another --output"
+) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise BuildError(
-                f"{place}: no space left for the bundle; free some, or choose another --output"
-            ) from None
+            raise BuildError(f"{place}: no space left for it; {remedy}") from None
         raise BuildError(f"{place}: cannot be written: {error.strerror}") from None

@@ -7,7 +7,7 @@ import typer
 
 from edgekit.bundle.reader import read_bundle, read_report
 from edgekit.cli.output import JsonOption, StageProgress, Terminal
-from edgekit.errors import BundleError, DeviceError
+from edgekit.errors import BuildError, BundleError, DeviceError
 from edgekit.report import plots
 from edgekit.report.words import bytes_text
 
@@ -50,10 +50,11 @@ def draw_page(terminal: Terminal, folder: Path) -> str | None:
             return None
     except BundleError:
         pass  # One that was changed is drawn anew.
+    # The bundle is finished: a page that cannot be drawn or written takes nothing from it.
     try:
         plots.demand()
-    except DeviceError as error:
+        with StageProgress(terminal).stage("report"):
+            write_report(bundle)
+    except (BuildError, DeviceError, ImportError) as error:
         return str(error)
-    with StageProgress(terminal).stage("report"):
-        write_report(bundle)
     return None

@@ -45,7 +45,7 @@ def tune(
     terminal = Terminal(json_to)
     require("pydantic", "yaml")
     from edgekit.config import split_overrides
-    from edgekit.retune import measured_costs, recipe_of, retune
+    from edgekit.retune import measured_costs, recipe_of, retune, source_of
     from edgekit.tuning.goal import settle
     from edgekit.tuning.seen import Seen
 
@@ -87,7 +87,8 @@ def tune(
         return
     command = shlex.join(["edgekit", *sys.argv[1:]])
     with progress.live("tune") as step:
-        built = retune(found, recipe, costs, place, command=command, step=step)
+        whose = source_of(measured, profile)
+        built = retune(found, recipe, costs, place, command=command, costs_from=whose, step=step)
     lacking = draw_page(terminal, place) if report else None
     notes = next(one["notes"] for one in built.evidence["stages"] if one["name"] == "tune")
     _print(terminal, notes)

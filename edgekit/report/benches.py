@@ -10,18 +10,20 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reader import read_bundle, read_evidence
 from edgekit.errors import InputError
 from edgekit.limits import LIMITS
+from edgekit.report.words import confidence_text
 
-__all__ = ["Bench", "demand_of", "differences", "read_bench", "read_report_file"]
+__all__ = ["Bench", "demand", "demand_of", "differences", "read_bench", "read_report_file"]
 
 _LATENCY = ("mean", "p50", "p90", "p95", "p99")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A report, where it is from, and the name that tells it from the others beside it."""
+    """A report and where it is from; `brief` is one of a few samples, of the end of a build."""
 
     source: str
     report: dict[str, Any]
+    brief: bool = False
 
     @property
     def name(self) -> str:
@@ -48,7 +50,7 @@ def read_bench(path: Path) -> Bench:
             f"{path}: nothing was measured at its build; edgekit bench {path} --json FILE does, "
             "then name the FILE"
         )
-    return Bench(str(path), _demand(report, str(path)))
+    return Bench(str(path), demand(report, str(path)), brief=True)
 
 
 def read_report_file(path: Path) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def read_report_file(path: Path) -> dict[str, Any]:
     if len(raw) > LIMITS.manifest_bytes:
         raise InputError(f"{path}: larger than {LIMITS.manifest_bytes} bytes, so it is no report")
     try:
-        return _demand(json.loads(raw), str(path))
+        return demand(json.loads(raw), str(path))
     except (ValueError, RecursionError):
         raise InputError(
             f"{path}: is no JSON; edgekit bench BUNDLE --json FILE writes it"
@@ -86,7 +88,7 @@ def differences(benches: Sequence[Bench]) -> list[str]:
     """Why some of these cannot be held against one another, in words."""
     found = []
     for key, words in (
-        ("samples", "Not of the same samples: {}. Accuracies and exit rates are of different data"),
+        ("samples", _samples_words(benches)),
         (
             "classes",
             "They tell different numbers of classes: {}. Accuracies are of different tasks",
@@ -96,6 +98,12 @@ def differences(benches: Sequence[Bench]) -> list[str]:
         values = [one.report[key] for one in benches]
         if len(set(values)) > 1:
             found.append(words.format(", ".join(map(str, values))) + ".")
+    policies = [policy_text(one.report["policy"]) for one in benches]
+    if len(set(policies)) > 1:
+        found.append(
+            f"Not under the same policy: {'; '.join(policies)}. What that changes in speed and "
+            "accuracy is in the figures."
+        )
     for one in benches:
         if not one.report["valid"]:
             reasons = "; ".join(one.report["reasons"])
@@ -107,7 +115,30 @@ def differences(benches: Sequence[Bench]) -> list[str]:
     return found
 
 
-def _demand(report: Any, where: str) -> dict[str, Any]:
+def policy_text(policy: dict[str, Any]) -> str:
+    """A report's policy in a line: what is usual is left out."""
+    words = [str(policy["criterion"])]
+    if policy["combine"] != "last":
+        words.append(f"of the {policy['combine']}")
+    for key in ("weights", "temperatures"):
+        if policy[key] is not None:
+            words.append(f"with {key} {', '.join(f'{one:.4g}' for one in policy[key])}")
+    words.append(f"at {', '.join(map(confidence_text, policy['thresholds'])) or 'no early exit'}")
+    if policy["otherwise"] != "last":
+        words.append(f"otherwise {policy['otherwise']}")
+    return " ".join(words)
+
+
+def _samples_words(benches: Sequence[Bench]) -> str:
+    if any(one.brief for one in benches):
+        return (
+            "Brief runs, as a build ends with, of as many samples as there was time for: {}; "
+            "measure with edgekit bench BUNDLE --json FILE for a fair comparison"
+        )
+    return "Not of the same samples: {}. Accuracies and exit rates are of different data"
+
+
+def demand(report: Any, where: str) -> dict[str, Any]:
     """A report that has what is shown of it. Raises InputError where it has not."""
     try:
         texts = [report[key] for key in ("name", "target", "engine", "precision", "bundle_id")]
@@ -117,6 +148,12 @@ def _demand(report: Any, where: str) -> dict[str, Any]:
         numbers = [report[key] for key in ("speedup", "full_depth_ratio", "efficiency")]
         numbers += [report[key] for key in ("samples", "rounds", "threads", "classes")]
         numbers += [one["rate"] for one in report["exits"]]
+        numbers += [one["cumulative_ms"]["mean"] for one in report["exits"]]
+        policy = report["policy"]
+        texts += [policy[key] for key in ("criterion", "combine", "otherwise")]
+        numbers += policy["thresholds"]
+        for key in ("weights", "temperatures"):
+            numbers += () if policy[key] is None else policy[key]
         numbers += [one["latency_ms"] for one in report["segments"]]
         maybe = []
         measured = [report, *(report[key] for key in ("plain", "whole", "full_depth"))]
@@ -130,6 +167,8 @@ def _demand(report: Any, where: str) -> dict[str, Any]:
             and all(type(one) in {int, float} for one in numbers)
             and all(one is None or type(one) in {int, float} for one in maybe)
             and all(type(report[key]) is bool for key in ("valid", "on_target"))
+            and type(report["other_device"]) in {str, type(None)}
+            and len(policy["thresholds"]) == len(report["exits"]) - 1
             and len(report["exits"]) == len(report["segments"])
             and min(one["latency_ms"]["mean"] for one in measured) > 0
         )

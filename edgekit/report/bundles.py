@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.manifest import EVIDENCE_NAME, REPORT_NAME, seal_page
+from edgekit.bundle.manifest import EVIDENCE_NAME, REPORT_NAME, Manifest, seal_page
 from edgekit.bundle.reader import Bundle, read_evidence
 from edgekit.bundle.writer import replace_file
 from edgekit.errors import BundleError, InputError
-from edgekit.report.benches import demand_of, read_report_file
+from edgekit.report.benches import demand, demand_of, read_report_file
 from edgekit.report.facts import Facts
 from edgekit.report.page import render
 from edgekit.report.sections import SECTIONS
@@ -50,7 +50,7 @@ def collect(bundle: Bundle, bench: Path | None = None) -> Facts:
             f"{bundle.path}: comes without {EVIDENCE_NAME}, which a report is made of; copy or "
             "build it again"
         )
-    report, measured = evidence.get("bench"), ""
+    report, measured = _own_bench(manifest, evidence), ""
     if bench is not None:
         report = read_report_file(bench)
         demand_of(manifest, report, str(bench))
@@ -73,7 +73,8 @@ def draw(facts: Facts) -> str:
     return render(
         f"{manifest.name} for {manifest.target.name}",
         f"bundle {manifest.bundle_id[:12]}, built {facts.evidence.get('built_at', '')} by edgekit "
-        f"{manifest.tools.get('edgekit', '')}",
+        f"{manifest.tools.get('edgekit', '')}"
+        + (f", tuned {facts.evidence['tuned_at']}" if "tuned_at" in facts.evidence else ""),
         sections,
         {
             "generator": f"edgekit {manifest.tools.get('edgekit', '')}",
@@ -84,6 +85,16 @@ def draw(facts: Facts) -> str:
         "Everything on this page comes out of the bundle. edgekit report BUNDLE makes it anew, "
         "edgekit verify BUNDLE says whether it was changed.",
     )
+
+
+def _own_bench(manifest: Manifest, evidence: dict[str, Any]) -> dict[str, Any] | None:
+    """What was measured at the build; None where that is not of this edgekit or this bundle."""
+    try:
+        report = demand(evidence.get("bench"), EVIDENCE_NAME)
+        demand_of(manifest, report, EVIDENCE_NAME)
+    except InputError:
+        return None
+    return report
 
 
 def _carried(bundle: Bundle) -> tuple[Sequence[Array], Array | None]:

@@ -55,8 +55,24 @@ def names(benches: Sequence[Bench]) -> list[str]:
 def page(benches: Sequence[Bench]) -> str:
     """The reports on a page of their own. Raises DeviceError without matplotlib."""
     parts: list[Part] = [Text(one, warns=True) for one in differences(benches)]
-    listed = Table("The chains", COLUMNS, tuple(map(tuple, rows(benches))), frozenset({0, 1, 2, 3}))
-    parts.append(listed)
+    # Of many exits their shares are a long row: they have a table of their own.
+    found = rows(benches)
+    parts.append(
+        Table(
+            "The chains",
+            COLUMNS[:-1],
+            tuple(tuple(one[:-1]) for one in found),
+            frozenset({0, 1, 2, 3}),
+        )
+    )
+    parts.append(
+        Table(
+            "Where samples leave, from the first exit to the final one",
+            ("network", "leave"),
+            tuple((one[0], one[-1]) for one in found),
+            frozenset({0, 1}),
+        )
+    )
     parts.append(_latency(benches))
     if (figure := _trade(benches)) is not None:
         parts.append(figure)

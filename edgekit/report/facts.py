@@ -1,8 +1,9 @@
 """What a bundle's page is made of, and the few numbers that several of its sections show."""
 
 import functools
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy.typing as npt
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reader import Bundle
-from edgekit.report.words import count_text, macs_text, ms_text
+from edgekit.report.benches import policy_text
+from edgekit.report.words import confidence_text, count_text, macs_text, ms_text
 from edgekit.tuning.seen import Seen
 
 __all__ = ["BOUNDED", "Facts"]
@@ -62,7 +64,9 @@ class Facts:
     @property
     def axis(self) -> tuple[float, str]:
         """What costs are divided by beside an axis, and its name."""
-        return (1e6, "million MACs") if self.unit == "MACs" else (1.0, self.unit)
+        if self.unit != "MACs":
+            return 1.0, self.unit
+        return (1e6, "million MACs") if self.costs[-1] >= 1e6 else (1e3, "thousand MACs")
 
     @functools.cached_property
     def work(self) -> list[int]:
@@ -86,14 +90,108 @@ class Facts:
         found = self.tested.get("exit_rates") or self.notes("tune").get("exit_rates")
         return [float(found.get(name, 0)) for name in self.exits] if found else []
 
+    @functools.cached_property
+    def decisions(self) -> dict[str, Any] | None:
+        """What was said of the samples that travel; None where that is not known of all of them.
+
+        By exit, `exits` answered and the samples `left`, by class and by confidence.
+        """
+        found, data = self.evidence.get("decisions"), self.manifest.test_data
+        if not isinstance(found, dict) or data is None:
+            return None
+        lists = [found.get(key) for key in ("exits", "left", "classes", "confidences")]
+        if not all(isinstance(one, list) and len(one) == data.samples for one in lists):
+            return None
+        known = {*found["exits"], *found["left"]} <= {*self.exits}
+        classes = {type(one) for one in found["classes"]} <= {int, type(None)}
+        sure = {type(one) for one in found["confidences"]} <= {int, float, type(None)}
+        within = all(one is None or one < len(self.manifest.labels) for one in found["classes"])
+        return found if known and classes and sure and within else None
+
+    @property
+    def benched_as_deployed(self) -> bool:
+        """Whether the bench was measured under the bundle's own policy."""
+        assert self.bench is not None  # noqa: S101  (asked by the caller)
+        own = json.loads(json.dumps(asdict(self.manifest.policy)))
+        return bool(self.bench["policy"] == own)
+
+    @functools.cached_property
+    def ms(self) -> npt.NDArray[np.float64] | None:
+        """How long a sample takes to each exit, as the bench has it, float64 `[exits]`.
+
+        None where nothing was measured, and where the costs are times themselves.
+        """
+        if self.bench is None or self.unit == "ms":
+            return None
+        return np.array([one["cumulative_ms"]["mean"] for one in self.bench["exits"]], float)
+
+    @property
+    def tested_on(self) -> tuple[str, int | None]:
+        """The split that `tested` is of, and how many samples; None where that is not noted.
+
+        After `edgekit tune` those that travel, else the whole split that the build accepted.
+        """
+        splits = self.notes("load").get("samples", {})
+        name = next((one for one in ("test", "tuning", "calibration") if one in splits), "test")
+        count = splits.get(name)
+        if "tuned_from" in self.evidence:
+            count = None if self.decisions is None else len(self.decisions["left"])
+        return f"{name} split", count
+
+    @property
+    def rated_on(self) -> tuple[str, int | None]:
+        """The split that `rates` are of, and how many samples, as `tested_on`."""
+        if self.tested.get("exit_rates"):
+            return self.tested_on
+        return "tuning split", self.notes("tune").get("samples")
+
+    @property
+    def other_policy(self) -> str:
+        """Words about a bench that was measured under another policy than the bundle's."""
+        assert self.bench is not None  # noqa: S101  (asked by the caller)
+        return (
+            f"The bench was measured under another policy, {policy_text(self.bench['policy'])}, "
+            f"than the one that is deployed, {policy_text(asdict(self.manifest.policy))}: its "
+            "chain's speed, exit rates and accuracy are not those of this bundle. edgekit bench "
+            "without --policy measures them."
+        )
+
+    @property
+    def whose_costs(self) -> str:
+        """On which machine the costs were measured, where they are times; else empty."""
+        if self.unit != "ms":
+            return ""
+        found = self.evidence.get("costs_from")
+        if not found:
+            return "Nobody noted on which machine these times were measured."
+        device = found["device"]
+        source = "here" if found["source"] == "here" else f"in {found['source']}"
+        target = "the target" if found["on_target"] else "not the target"
+        return (
+            f"A sample's times to each exit are those of {device.get('cpu')} "
+            f"({device.get('machine')}), "
+            f"{found['engine']}, measured {source}: {target}."
+        )
+
+    def threshold_text(self, number: int, value: float) -> str:
+        """An early exit's threshold, or that nobody leaves there."""
+        if self.seen is not None:
+            row = self.seen.confidences[number]
+            finite = row[np.isfinite(row)]
+            nobody = not len(finite) or value > finite.max()
+        else:
+            nobody = self.manifest.policy.criterion in BOUNDED and value > 1
+        return "nobody leaves" if nobody else confidence_text(value)
+
     @property
     def where(self) -> str:
         """On which machine the bench was measured, and whether that is the target."""
         assert self.bench is not None  # noqa: S101  (asked by the caller)
         device = self.bench["device"]
         other = self.bench["other_device"]
+        when = "when it was tuned" if "tuned_from" in self.evidence else "at the end of the build"
         return (
-            f"Measured {self.measured or 'at the end of the build'} with "
+            f"Measured {self.measured or when} with "
             f"{count_text(self.bench['samples'])} samples on {device['cpu']} "
             f"({device['machine']}), {self.bench['engine']}: "
             + ("the target." if self.bench["on_target"] else f"not the target, {other}.")

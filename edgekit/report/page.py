@@ -161,7 +161,7 @@ def _part(part: Part) -> str:
         case Table():
             return f"<h3>{_text(part.title)}</h3>\n{_table(part)}"
         case Figure():
-            tables = "".join(_table(one) for one in part.tables)
+            tables = "".join(_table(one, one.title) for one in part.tables)
             if tables:
                 tables = f"<details><summary>The numbers</summary>{tables}</details>"
             return (
@@ -184,7 +184,7 @@ def _part(part: Part) -> str:
             return f"<h3>{_text(part.title)}</h3>\n{text}"
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, caption: str = "") -> str:
     kinds = ["w" if place in table.words else "n" for place in range(len(table.columns))]
     head = "".join(
         f'<th scope="col" class="{kind}">{_text(name)}</th>'
@@ -201,9 +201,10 @@ def _table(table: Table) -> str:
         + "</tr>\n"
         for row in table.rows
     )
+    titled = f"<caption>{_text(caption)}</caption>" if caption else ""
     return (
         f'<div class="table" tabindex="0" role="region" aria-label="{_quoted(table.title)}">'
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
+        f"<table>{titled}<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
     )
 
 
@@ -259,6 +260,7 @@ figure svg text{font-family:inherit!important}
 details{margin:.3rem 0}summary{cursor:pointer;padding:.2rem 0;font-weight:400;color:var(--link)}
 .table{overflow-x:auto;margin:.3rem 0 .8rem;overflow-wrap:normal}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;font-weight:600;padding:.4rem 0 .2rem}
 th,td{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top;white-space:nowrap}
 th.n,td.n{text-align:right}
 thead th{color:var(--soft);font-weight:600;border-bottom:1px solid var(--line)}

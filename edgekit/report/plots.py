@@ -147,7 +147,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Line:
-    """Points joined by a line."""
+    """Points joined by a line; by `steps` where what lies between them is one or the other."""
 
     name: str
     x: tuple[float, ...]
@@ -157,12 +157,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Marks:
-    """Points on their own; `large` ones are what is looked for. `labels` are names beside them."""
+    """Points on their own; `large` ones are what is looked for, `labels` are names beside them.
+
+    `hollow` ones look like those before them, and are not quite such.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     large: bool = False
+    hollow: bool = False
     labels: tuple[str, ...] = ()
 
 
@@ -196,13 +200,13 @@ class Scale:
 
 def demand() -> None:
     """Raises DeviceError where there is nothing to draw with."""
-    import importlib.util
-
-    if importlib.util.find_spec("matplotlib") is None:
+    try:
+        import matplotlib.figure  # noqa: F401  (one that lacks a part of its own is found here)
+    except ImportError as error:
         raise DeviceError(
-            "figures need matplotlib, which is not installed: pip install 'edgekit[build]' "
-            "(Python 3.11 or newer)"
-        )
+            f"figures need matplotlib, which is not installed or cannot be loaded ({error}): pip "
+            "install 'edgekit[build]' (Python 3.11 or newer)"
+        ) from None
 
 
 def chain(name: str, source: str, boxes: Sequence[Box], crossings: Sequence[str],
@@ -320,13 +324,12 @@ def panels(
     *,
     percent: Sequence[bool],
     scale: Scale = Scale(),
-    upright: Sequence[tuple[str, float]] = (),
     level: Sequence[tuple[str, float] | None] = (),
 ) -> str:
     """Panels one above the other with one x axis: each the name of its y axis and what is in it.
 
-    `percent` says of each panel whether its y is a share. `upright` are values of x, `level` one of
-    y per panel, each drawn as a line and named.
+    `percent` says of each panel whether its y is a share. `level` has a value of y per panel, drawn
+    as a line and named.
     """
     place = scale.place
 
@@ -334,23 +337,27 @@ def panels(
         every = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
         levels = [*level, *[None] * (len(found) - len(level))]
         for axes, (label, series), share, line in zip(every, found, percent, levels, strict=True):
-            for number, one in enumerate(series):
+            number = -1
+            for one in series:
+                # Hollow marks have the colour and the shape of those that they belong to.
+                number += not (isinstance(one, Marks) and one.hollow)
                 x = [place(value) for value in one.x]
                 color = SERIES[number % len(SERIES)]
                 if isinstance(one, Line):
                     axes.plot(x, one.y, color=color, ls=_DASHES[number % 4], lw=1.6,
-                              drawstyle="steps-pre" if one.steps else "default",
+                              drawstyle="steps-mid" if one.steps else "default",
                               label=one.name)  # fmt: skip
                 elif one.large:
                     axes.plot(x, one.y, "*", color=color, ms=13, mec=PAPER, mew=0.8, zorder=5,
                               clip_on=False, label=one.name)  # fmt: skip
                 else:
-                    axes.plot(x, one.y, _MARKERS[number % 4], color=color, ms=4.5, mec=PAPER,
-                              mew=0.5, clip_on=False, label=one.name)  # fmt: skip
+                    axes.plot(x, one.y, _MARKERS[number % 4], color=color, ms=4.5,
+                              mfc=PAPER if one.hollow else color,
+                              mec=color if one.hollow else PAPER,
+                              mew=1 if one.hollow else 0.5, clip_on=False,
+                              label=one.name)  # fmt: skip
             if line is not None:
                 axes.axhline(line[1], color=SOFT, lw=1, ls=(0, (4, 2)), label=line[0])
-            for words, value in upright:
-                axes.axvline(place(value), color=INK, lw=1, ls=(0, (1, 1.5)), label=words)
             axes.set_ylabel(label)
             axes.grid()
             _roomy(axes, least=0.002 if share else 0)
@@ -368,8 +375,17 @@ def panels(
     return _drawn(name, 1.15 + 1.45 * len(found), paint)
 
 
-def histograms(name: str, axis: str, found: Sequence[Histogram], scale: Scale) -> str:
-    """One histogram an exit, one above the other; what is sure enough lies right of its line."""
+def histograms(
+    name: str,
+    axis: str,
+    found: Sequence[Histogram],
+    scale: Scale,
+    kinds: tuple[str, str] = ("right", "wrong"),
+) -> str:
+    """One histogram an exit, one above the other; what is sure enough lies right of its line.
+
+    `kinds` says what the two counts of a histogram are.
+    """
     place = scale.place
 
     def paint(figure: "Figure") -> None:
@@ -377,7 +393,7 @@ def histograms(name: str, axis: str, found: Sequence[Histogram], scale: Scale) -
         for axes, one in zip(every, found, strict=True):
             edges = [place(edge) for edge in one.edges]
             widths = [after - before for before, after in itertools.pairwise(edges)]
-            right = "right" if one.wrong is not None else "samples"
+            right = kinds[0] if one.wrong is not None else "samples"
             axes.bar(edges[:-1], one.right, widths, align="edge", color=SERIES[0], alpha=0.55,
                      edgecolor=PAPER, lw=0.3, label=right)  # fmt: skip
             here = [place for place, count in enumerate(one.wrong or ()) if count]
@@ -385,7 +401,7 @@ def histograms(name: str, axis: str, found: Sequence[Histogram], scale: Scale) -
                 axes.bar([edges[k] for k in here], [one.wrong[k] for k in here],
                          [widths[k] for k in here], bottom=[one.right[k] for k in here],
                          align="edge", color=SERIES[1], edgecolor=INK, lw=0.3, hatch="////",
-                         label="wrong")  # fmt: skip
+                         label=kinds[1])  # fmt: skip
             if math.isfinite(one.threshold):
                 inside = min(max(place(one.threshold), edges[0]), edges[-1])
                 axes.axvline(inside, color=INK, lw=1.3, ls="--", label="threshold")
@@ -461,9 +477,7 @@ def errors(name: str, axis: str, rows: Sequence[tuple[str, float, float]]) -> st
     return _drawn(name, 0.24 * len(rows) + 0.85, paint)
 
 
-def calibration(
-    name: str, found: Sequence[tuple[str, Sequence[Line]]], x: str = "confidence"
-) -> str:
+def calibration(name: str, found: Sequence[tuple[str, Sequence[Line]]]) -> str:
     """Panels of accuracy against confidence, each with a line where both are alike."""
 
     def paint(figure: "Figure") -> None:
@@ -474,7 +488,7 @@ def calibration(
                 axes.plot(one.x, one.y, color=SERIES[number % 4], marker=_MARKERS[number % 4],
                           ms=3.5, lw=1.2, label=one.name)  # fmt: skip
             axes.set_title(title, loc="left")
-            axes.set_xlabel(x)
+            axes.set_xlabel("confidence")
             axes.set_aspect("equal")
             axes.set_xlim(-0.03, 1.03)
             axes.set_ylim(-0.03, 1.03)

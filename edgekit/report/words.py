@@ -9,10 +9,12 @@ from edgekit.bundle.manifest import TensorSpec
 __all__ = [
     "ABSENT",
     "bytes_text",
+    "confidence_text",
     "count_text",
     "error_text",
     "macs_text",
     "ms_text",
+    "of_samples",
     "pair",
     "share_text",
     "short",
@@ -46,14 +48,34 @@ def count_text(count: float | None) -> str:
     return ABSENT if count is None else f"{count:,.0f}"
 
 
+def of_samples(split: str, count: int | None) -> str:
+    """What figures are of."""
+    return split if count is None else f"{count_text(count)} samples of the {split}"
+
+
 def macs_text(macs: float | None) -> str:
-    """Multiply-accumulates, in millions as networks are compared."""
-    return ABSENT if macs is None else f"{macs / 1e6:,.2f} M"
+    """Multiply-accumulates, in millions as networks are compared; of tiny ones in thousands."""
+    if macs is None:
+        return ABSENT
+    return f"{macs / 1e6:,.2f} M" if macs >= 1e6 else f"{macs / 1e3:,.1f} k"
 
 
 def share_text(share: float | None, digits: int = 1) -> str:
     """A share as a percentage."""
     return ABSENT if share is None else f"{share:.{digits}%}"
+
+
+def confidence_text(value: float) -> str:
+    """A confidence or a threshold: near 1 its nines, and two digits of what it lacks.
+
+    Beyond what digits show at a glance, what it lacks alone: `1 - 3.2e-9`.
+    """
+    lacks = 1 - value
+    if not 0 < lacks < 0.1:
+        return f"{value:.6g}" if abs(value) > 1 else f"{value:.4g}"
+    if lacks < 1e-7:
+        return f"1 - {lacks:.1e}".replace("e-0", "e-")
+    return f"{value:.{math.ceil(-math.log10(lacks)) + 1}f}".rstrip("0")
 
 
 def ms_text(value: float | None) -> str:

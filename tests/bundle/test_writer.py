@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -268,6 +269,45 @@ print(json.dumps({"caught": caught, "left": left, "old": (output / "old").stat()
 
 
 def test_a_full_disk_is_said_and_leaves_the_old_bundle(tmp_path: Path, built_tiny: Path) -> None:
+    found = on_a_small_disk(tmp_path, FULL_DISK, tmp_path, built_tiny / MANIFEST_NAME)
+    kind, message = found["caught"]
+    assert kind == "BuildError"
+    assert "no space left for it; free some, or choose another --output" in message
+    assert str(tmp_path) in message
+    assert found["left"] == ["out", "out/manifest.json", "out/old"]
+    assert found["old"] == 1000
+
+
+IN_PLACE = """
+import json, sys
+from pathlib import Path
+from edgekit.bundle.writer import replace_file
+page = Path(sys.argv[1]) / "report.html"
+left = []
+for content in (b"old", b"newer"):
+    replace_file(page, content)
+    left.append(page.read_text())
+try:
+    replace_file(page, bytes(2 * 2**20))
+except BaseException as error:
+    left.append(f"{type(error).__name__}: {error}")
+print(json.dumps([*left, [one.name for one in page.parent.iterdir()]]))
+"""
+
+
+def test_a_file_is_replaced_where_the_bundle_is_a_mount_point(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    old, newer, full, left = on_a_small_disk(folder, IN_PLACE, folder)
+    assert (old, newer) == ("old", "newer")
+    assert full.startswith("BuildError")
+    assert full.endswith("no space left for it; free some")
+    assert left == []
+    assert [one.name for one in tmp_path.iterdir()] == ["bundle"]
+
+
+def on_a_small_disk(place: Path, script: str, *arguments: object) -> Any:
+    """What a script prints, as JSON, that is run with a disk of one megabyte at `place`."""
     in_a_mount_namespace = ["unshare", "--mount"]
     if os.geteuid():
         in_a_mount_namespace.append("--map-root-user")
@@ -276,8 +316,8 @@ def test_a_full_disk_is_said_and_leaves_the_old_bundle(tmp_path: Path, built_tin
         pytest.skip("util-linux's unshare is not installed")
     ended = subprocess.run(
         [
-            *(*in_a_mount_namespace, "sh", "-c", small_disk, "sh", str(tmp_path)),
-            *(sys.executable, "-c", FULL_DISK, str(tmp_path), str(built_tiny / MANIFEST_NAME)),
+            *(*in_a_mount_namespace, "sh", "-c", small_disk, "sh", str(place)),
+            *(sys.executable, "-c", script, *map(str, arguments)),
         ],
         capture_output=True,
         text=True,
@@ -286,10 +326,4 @@ def test_a_full_disk_is_said_and_leaves_the_old_bundle(tmp_path: Path, built_tin
     if ended.returncode == 99 or ended.stderr.startswith("unshare:"):
         pytest.skip(f"no disk of its own may be mounted here: {ended.stderr.strip()}")
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
-    kind, message = found["caught"]
-    assert kind == "BuildError"
-    assert "no space left for the bundle" in message
-    assert str(tmp_path) in message
-    assert found["left"] == ["out", "out/manifest.json", "out/old"]
-    assert found["old"] == 1000
+    return json.loads(ended.stdout)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from edgekit.bundle.reader import read_bundle
+from edgekit.errors import BuildError
 from tests.conftest import ROOT, write_tiny_recipe
 
 
@@ -269,7 +271,7 @@ def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tmp_pa
     ended = subprocess.run(
         [*unshare, "sh", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert "no space left for the bundle" in ended.stderr
+    assert "no space left for it; free some, or choose another --output" in ended.stderr
     assert ended.stdout.splitlines()[-1] == "code 1"
 
 
@@ -314,12 +316,8 @@ def test_a_file_that_holds_no_policy_is_refused(cli, built_tiny, tmp_path):
 def test_a_page_without_matplotlib_is_a_note_of_build_and_refused_by_report(
     cli, built_tiny, tiny_recipe, tmp_path, monkeypatch
 ):
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
-    )
+    # One that is installed and cannot be loaded is found out as well.
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     ended = cli("build", tiny_recipe, "--output", tmp_path / "out", "--report")
     assert ended.code == 0
     assert "Note: no report.html: figures need matplotlib" in ended.out
@@ -328,6 +326,20 @@ def test_a_page_without_matplotlib_is_a_note_of_build_and_refused_by_report(
     page = tmp_path / "page.html"
     assert_refused(cli("compare", built_tiny, built_tiny, "--page", page), 4, "matplotlib")
     assert not page.exists()
+
+
+def test_a_page_that_cannot_be_written_takes_nothing_from_a_finished_build(
+    cli, tiny_recipe, tmp_path, monkeypatch
+):
+    def full(path, content):
+        raise BuildError(f"{path}: no space left for it; free some")
+
+    monkeypatch.setattr("edgekit.report.bundles.replace_file", full)
+    ended = cli("build", tiny_recipe, "--output", tmp_path / "out", "--report")
+    assert ended.code == 0
+    assert "no space left for it; free some" in ended.out
+    assert "Note: no report.html" in ended.out
+    read_bundle(tmp_path / "out")
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(cli, built_tiny, tmp_path):

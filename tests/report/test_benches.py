@@ -18,7 +18,7 @@ def written(folder, report):
 def test_a_report_is_read_from_its_file_and_from_its_bundle(facts, tmp_path):
     path = written(tmp_path, facts.bench)
     assert read_bench(path) == Bench(str(path), facts.bench)
-    assert read_bench(facts.bundle.path).report == facts.bench
+    assert read_bench(facts.bundle.path) == Bench(str(facts.bundle.path), facts.bench, brief=True)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": 1}', "\x00", "[" * 100_000])
@@ -83,6 +83,12 @@ def test_what_cannot_be_held_against_one_another_is_said(facts):
     for key, value in others.items():
         (said,) = differences([Bench("a", good), Bench("b", {**good, key: value})])
         assert str(value) in said
+    policy = {**good["policy"], "thresholds": [0.5, 0.999987], "otherwise": "max_confidence"}
+    (said,) = differences([Bench("a", good), Bench("b", {**good, "policy": policy})])
+    assert "max_prob at 0.5, 0.999987 otherwise max_confidence" in said
+    (said,) = differences([Bench("a", good, brief=True), Bench("b", {**good, "samples": 7})])
+    assert "Brief runs" in said
+    assert "edgekit bench BUNDLE --json FILE" in said
     bad = {**good, "valid": False, "reasons": ["it rained"], "on_target": False,
            "other_device": "another board"}  # fmt: skip
     said = " ".join(differences([Bench("a", good), Bench("b", bad)]))

@@ -86,6 +86,19 @@ def test_a_devices_report_is_shown_instead_of_the_builds(tiny_bundle, tmp_path):
         write_report(bundle, file)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"exits": []}, {"segments": None}, {"policy": {}}, {"bundle_id": "0" * 64}, {"plain": 1}],
+)
+def test_a_bench_in_the_evidence_that_is_odd_or_older_counts_as_none(tiny_bundle, changes):
+    path = tiny_bundle / EVIDENCE_NAME
+    evidence = unseal(path.read_bytes(), EVIDENCE_NAME)
+    path.write_bytes(seal({**evidence, "bench": {**evidence["bench"], **changes}}))
+    bundle = read_bundle(tiny_bundle)
+    assert collect(bundle).bench is None
+    assert "Nothing was measured" in draw(collect(bundle))
+
+
 def test_samples_of_other_exits_are_refused(tiny_bundle, monkeypatch):
     from edgekit.tuning.seen import Seen
 

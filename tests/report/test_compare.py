@@ -26,6 +26,8 @@ def test_no_two_have_one_name(facts):
 def test_a_page_has_latency_with_plain_and_whole_and_accuracy(facts):
     drawn = page([Bench("a", facts.bench), Bench("b", {**facts.bench, "samples": 7})])
     assert drawn.count("<figure>") == 2
+    # Exits' shares are a table of their own: beside all else they lie outside a screen.
+    assert drawn.count('<th scope="col" class="w">leave</th>') == 1
     assert "Not of the same samples: 24, 7" in drawn
     assert "whole</text>" in drawn
     without = {**facts.bench, "accuracy": None, "plain": {**facts.bench["plain"], "accuracy": None}}

@@ -22,6 +22,8 @@ def test_what_was_counted_of_the_test_split_is_shown(facts):
     stale = with_notes(facts, "verify", {"accuracy": 0.123, "exit_rates": {"first": 1.0}})
     assert stale.tested["accuracy"] == 0.123
     assert stale.rates == [1, 0, 0]
-    blind = with_notes(facts, "verify", {})
+    stages = [one for one in facts.evidence["stages"] if one["name"] != "verify"]
+    blind = dataclasses.replace(facts, evidence={**facts.evidence, "stages": stages})
     assert "accuracy" not in blind.tested
     assert sum(blind.rates) == pytest.approx(1)
+    assert blind.rated_on == ("tuning split", facts.seen.samples)

@@ -81,6 +81,7 @@ def test_figures_side_by_side_share_a_row_and_each_says_what_it_shows():
     assert page.count('<div class="figures">') == 2
     assert page.count('role="img" aria-label="what is seen"') == 3
     assert page.count("<details>") == 3
+    assert page.count("<caption>what</caption>") == 3
 
 
 @given(st.text(max_size=40), st.data())

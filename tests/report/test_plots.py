@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 from xml.etree import ElementTree
@@ -21,7 +22,7 @@ def every_figure(name: str) -> dict[str, str]:
                              [plots.Skip(-1, 1), plots.Skip(0, 2)]),
         "stacks": plots.stacks("c", name, [(name, [1.0, 2.0]), ("b", [])], [2.0, None], name),
         "panels": plots.panels("d", name, [(name, [line, marks])], percent=[True],
-                               upright=[(name, 0.5)], level=[(name, 0.9)]),
+                               level=[(name, 0.9)]),
         "histograms": plots.histograms(
             "e", name, [plots.Histogram(name, (0.0, 0.5, 1.0), (3, 0), (0, 1), 0.7),
                         plots.Histogram("b", (0.0, 0.5, 1.0), (0, 0), None, math.inf)],
@@ -74,6 +75,16 @@ def test_a_users_own_settings_change_nothing():
     with matplotlib.rc_context({"axes.grid": True, "lines.linewidth": 9, "svg.fonttype": "path"}):
         assert every_figure("name")["panels"] == before
         assert matplotlib.rcParams["lines.linewidth"] == 9
+
+
+def test_a_step_is_drawn_as_one_and_no_slope():
+    line = plots.Line("a", (0.0, 0.5, 1.0), (0.0, 1.0, 0.5), steps=True)
+    svg = plots.panels("i", "x", [("y", [line])], percent=[False])
+    (way,) = re.findall(r'<path d="([^"]*)"\s*clip-path[^>]*var\(--s0\)', svg)
+    points = re.findall(r"[ML] ([\d.]+) ([\d.]+)", way)
+    assert len(points) == 6
+    for (x, y), (next_x, next_y) in itertools.pairwise(points):
+        assert x == next_x or y == next_y
 
 
 @settings(max_examples=50)

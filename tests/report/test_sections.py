@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgekit.bundle.manifest import Certificate, Policy
 from edgekit.report.bundles import draw
-from edgekit.report.page import Figure, Gallery, Numbers, Section, Table, Text
+from edgekit.report.page import Code, Figure, Gallery, Numbers, Section, Table, Text
 from edgekit.report.sections import SECTIONS
 from edgekit.report.sections.checks import checks
 from edgekit.report.sections.classes import classes
@@ -21,6 +21,7 @@ from edgekit.report.sections.sizes import sizes
 from edgekit.report.sections.split import split
 from edgekit.report.sections.temperatures import temperatures
 from edgekit.report.sections.thresholds import thresholds
+from edgekit.report.words import ms_text
 from tests.report.conftest import of_many, with_manifest, with_notes
 
 
@@ -100,7 +101,7 @@ def test_only_the_worst_of_many_classes_are_drawn(facts):
     (table,) = tables(section).values()
     assert len(table.rows) == 41
     assert {str(one) for one in range(50, 60)} <= {row[0] for row in table.rows}
-    assert "20 more classes" in words(section)
+    assert "20 more classes are right at least as often as those shown" in words(section)
 
 
 def test_a_certificate_is_said_in_words_and_its_absence_too(facts):
@@ -152,7 +153,7 @@ def test_exits_without_classes_are_told_by_their_cost_alone(facts):
     )
     assert "tell no classes" in words(classes(found))
     (figure,) = (one for one in thresholds(found).parts if isinstance(one, Figure))
-    assert figure.title == "Cost against the threshold"
+    assert figure.title.startswith("Cost against the threshold, ")
     assert not any(one.title.startswith("Answered wrongly") for one in exits(found).parts
                    if isinstance(one, Gallery))  # fmt: skip
 
@@ -161,9 +162,18 @@ def test_agreement_stands_where_there_are_no_labels(facts):
     seen = dataclasses.replace(facts.seen, labels=None)
     found = dataclasses.replace(facts, seen=seen)
     assert "no labels" in words(classes(found))
-    assert "Agreement with the final exit against the threshold" in [
-        one.title for one in thresholds(found).parts if isinstance(one, Figure)
-    ]
+    count = facts.seen.samples
+    assert (
+        f"Agreement with the final exit against the threshold, {count} samples of the tuning split"
+    ) in [one.title for one in thresholds(found).parts if isinstance(one, Figure)]
+    shown = next(
+        one for one in exits(found).parts
+        if isinstance(one, Figure) and one.title.startswith("How sure")
+    )  # fmt: skip
+    # Nobody knows what is right or wrong.
+    assert shown.tables[0].columns[2:] == ("as the final exit", "otherwise")
+    assert ">as the final exit</text>" in shown.svg
+    assert ">wrong</text>" not in shown.svg
 
 
 def test_confidences_that_are_all_alike_or_not_finite_are_drawn(facts):
@@ -193,6 +203,141 @@ def test_examples_are_those_that_left_there_and_wrong_ones_say_so(facts):
     assert max(shown) == pytest.approx(max(here), abs=1e-4)
     for gallery in galleries.values():
         assert all(one.png.startswith(b"\x89PNG") for one in gallery.pictures)
+
+
+def test_galleries_are_by_where_samples_left_whoever_answered(facts):
+    """Under `max_confidence` an early exit may answer what ran to the end."""
+    count = len(facts.samples)
+    decided = {
+        "exits": ["first"] * count,
+        "left": ["first"] * (count - 2) + ["last"] * 2,
+        "classes": [0] * count,
+        "confidences": [0.5] * (count - 1) + [None],
+    }
+    found = dataclasses.replace(facts, evidence={**facts.evidence, "decisions": decided})
+    galleries = {one.title: one for one in exits(found).parts if isinstance(one, Gallery)}
+    assert len(galleries["Left last, at last"].pictures) == 2
+    assert "at first" in galleries["Left last, at last"].pictures[0].says
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"left": []}, {"exits": ["first"]}, {"classes": None}, {"confidences": ["x"] * 24},
+     {"left": ["nowhere"] * 24}, {"classes": [99] * 24}],
+)  # fmt: skip
+def test_decisions_that_are_short_or_odd_are_left_out(facts, changes):
+    decided = {**facts.evidence["decisions"], **changes}
+    found = dataclasses.replace(facts, evidence={**facts.evidence, "decisions": decided})
+    assert found.decisions is None
+    assert not any(isinstance(one, Gallery) for one in exits(found).parts)
+
+
+def test_a_bench_under_another_policy_does_not_pass_as_the_deployed_one(facts):
+    other = {**facts.bench["policy"], "thresholds": [0.99, 0.98]}
+    found = dataclasses.replace(facts, bench={**facts.bench, "policy": other}, measured="by hand")
+    for section in (overview(found), latency(found)):
+        (said,) = (
+            one for one in section.parts
+            if isinstance(one, Text) and "under another policy, max_prob at 0.99, 0.98" in one.text
+        )  # fmt: skip
+        assert said.warns
+    assert facts.bench["verdict"] not in words(overview(found))
+    (numbers,) = (one for one in overview(found).parts if isinstance(one, Numbers))
+    assert "as fast as plain" not in {what for _, what, _ in numbers.items}
+    assert tables(latency(found))["Latency in ms"].rows[0][0] == "chain, another policy"
+    (leave,) = (one for name, one in tables(exits(found)).items() if name.startswith("Share"))
+    assert "bench, another policy (24)" in leave.columns
+    assert "another policy" not in words(overview(facts)) + words(latency(facts))
+
+
+def test_a_bundle_that_was_tuned_says_of_how_many_samples_and_whose_times(facts):
+    """Its test figures are of the samples that travel, PyTorch's were of all."""
+    tuning = dataclasses.replace(facts.manifest.tuning, unit="ms", costs=(0.1, 0.25, 1.5))
+    whose = {"device": {"cpu": "Some Board 4", "machine": "aarch64"}, "engine": "an engine 1",
+             "source": "board.json", "on_target": True}  # fmt: skip
+    noted = with_notes(with_manifest(facts, tuning=tuning), "load", {"samples": {"test": 999}})
+    stages = [
+        {**one, "notes": {"accuracy": 0.5, "exit_rates": {"first": 1.0}}}
+        if one["name"] == "verify"
+        else one
+        for one in noted.evidence["stages"]
+    ]
+    found = dataclasses.replace(
+        noted,
+        evidence={**noted.evidence, "stages": stages, "tuned_from": "abc", "costs_from": whose,
+                  "command": "edgekit build x", "tune_command": "edgekit tune y",
+                  "tuned_at": "2026-01-02T03:04:05+00:00"},
+    )  # fmt: skip
+    (numbers,) = (one for one in overview(found).parts if isinstance(one, Numbers))
+    remarks = {what: remark for _, what, remark in numbers.items}
+    assert remarks["accuracy"] == "24 samples of the test split"
+    assert "Measured when it was tuned with 24 samples" in words(overview(found))
+    assert noted.tested_on == ("test split", 999)
+    said = words(thresholds(found))
+    assert "Some Board 4 (aarch64), an engine 1, measured in board.json: the target." in said
+    rows = dict(tables(origin(found))["Tuned"].rows)
+    assert rows["from the bundle"] == "abc"
+    assert rows["tuned at"].startswith("2026-01-02")
+    assert "Some Board 4" in rows["to the times of"]
+    (code,) = (
+        one for one in origin(found).parts if isinstance(one, Code) and one.title == "Commands"
+    )
+    assert code.text.startswith("edgekit build x\nedgekit tune y\n")
+    assert "Tuned" not in tables(origin(facts))
+    assert "Nobody noted" in words(thresholds(noted))
+
+
+def test_what_thresholds_cost_is_told_in_ms_where_that_was_measured(facts):
+    each = [one["cumulative_ms"]["mean"] for one in facts.bench["exits"]]
+    found = tables(thresholds(facts))
+    assert [row[-1] for row in found["As deployed"].rows] == [ms_text(one) for one in each]
+    curve = found["One threshold for all exits"]
+    place = curve.columns.index("mean ms")
+    # At the last threshold nobody leaves, and every sample takes what the final exit takes.
+    assert curve.rows[-1][0] == "nobody leaves"
+    assert curve.rows[-1][place] == ms_text(each[-1])
+    assert curve.rows[0][place] == ms_text(each[0])
+    front = next(table for title, table in found.items() if "no cheaper one" in title)
+    assert front.rows[-1][front.columns.index("mean ms")] == ms_text(each[-1])
+    without = tables(thresholds(dataclasses.replace(facts, bench=None)))
+    assert all("mean ms" not in one.columns for one in without.values())
+
+
+def test_only_what_no_cheaper_point_is_as_good_as_is_called_the_front(facts):
+    tuning = facts.manifest.tuning
+    nobody = tuning.points[-1]
+    points = tuple(
+        dataclasses.replace(nobody, right=right, cost=cost)
+        for right, cost in ((5, 1.0), (3, 2.0), (5, 3.0), (8, 4.0))
+    )
+    tuning = dataclasses.replace(
+        tuning, points=points, chosen=1, certificate=Certificate(0.02, 0.95, "disagreement")
+    )
+    found = with_manifest(facts, tuning=tuning)
+    (table,) = (one for title, one in tables(thresholds(found)).items() if "covers" in title)
+    assert [row[-1] for row in table.rows] == [
+        "the front", "off the front, deployed", "off the front", "the front",
+    ]  # fmt: skip
+    assert "Hollow points are off the front" in words(thresholds(found))
+    best = dataclasses.replace(tuning, points=points[::3], chosen=0)
+    assert "Hollow" not in words(thresholds(with_manifest(facts, tuning=best)))
+
+
+def test_thresholds_that_nobody_reaches_say_so_and_nines_are_kept(facts):
+    policy = dataclasses.replace(facts.manifest.policy, thresholds=(0.999987, 1.5))
+    confidences = facts.seen.confidences.copy()
+    confidences[0, 0] = 0.99999
+    seen = dataclasses.replace(facts.seen, confidences=confidences)
+    for one in (seen, None):
+        found = with_manifest(dataclasses.replace(facts, seen=one), policy=policy)
+        deployed = tables(thresholds(found))["As deployed"]
+        assert [row[1] for row in deployed.rows] == ["0.999987", "nobody leaves", "takes all"]
+
+
+def test_the_models_line_in_a_figure_has_a_row_in_its_table(facts):
+    rows = {row[0]: row for row in tables(thresholds(facts))["All samples at one exit"].rows}
+    tuning = facts.manifest.tuning
+    assert rows["PyTorch, final exit"][1] == f"{tuning.reference_right / tuning.samples:.2%}"
 
 
 def test_latency_has_plain_and_whole_beside_and_says_where_it_was_measured(facts):
@@ -226,9 +371,12 @@ def test_a_doubtful_verdict_stands_out(facts):
 def test_the_few_numbers_are_the_measured_ones(facts):
     (numbers,) = (one for one in overview(facts).parts if isinstance(one, Numbers))
     values = {what: value for value, what, _ in numbers.items}
+    remarks = {what: remark for _, what, remark in numbers.items}
     assert values["as fast as plain"].startswith(f"{facts.bench['speedup']:.2f}")
     accuracy = facts.notes("verify")["accuracy"]
-    assert values["test accuracy"] == f"{accuracy:.1%}"
+    assert values["accuracy"] == f"{accuracy:.1%}"
+    assert remarks["accuracy"].startswith("24 samples of the test split; PyTorch, final exit ")
+    assert remarks["leave early"] == "24 samples of the test split"
     assert values["leave early"] == f"{1 - facts.rates[-1]:.1%}"
 
 

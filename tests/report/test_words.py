@@ -16,10 +16,30 @@ def test_times_have_three_digits(value, text):
     assert words.ms_text(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.999987, "0.999987"), (1 - 3.2e-9, "1 - 3.2e-9"), (1.0, "1"), (0.5, "0.5"), (0.9, "0.9"),
+     (0.99984, "0.99984"), (0.12345, "0.1235"), (1234.5678, "1234.57"), (-3.5, "-3.5")],
+)  # fmt: skip
+def test_confidences_keep_their_nines(value, text):
+    assert words.confidence_text(value) == text
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_no_confidence_below_1_is_told_as_1(value):
+    text = words.confidence_text(value)
+    assert text != "1"
+    left, _, lacks = text.partition(" - ")
+    told = float(left) - float(lacks or 0)
+    assert abs(told - value) <= max(0.06 * (1 - value), 1e-4 * value, 1e-16) + 1e-16
+
+
 def test_every_number_has_its_unit_and_thousands_apart():
     assert words.bytes_text(61_520) == "61.5 kB"
     assert words.count_text(93_418) == "93,418"
     assert words.macs_text(1_951_234_567) == "1,951.23 M"
+    assert words.macs_text(83_400) == "83.4 k"
+    assert words.of_samples("test split", 1200) == "1,200 samples of the test split"
     assert words.share_text(0.98567, 2) == "98.57%"
     assert words.times_text(3.1) == "3.10\N{MULTIPLICATION SIGN}"
     assert words.error_text(0.0) == "0"

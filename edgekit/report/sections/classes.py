@@ -5,7 +5,7 @@ import numpy as np
 from edgekit.report import plots
 from edgekit.report.facts import Facts
 from edgekit.report.page import Figure, Section, Table, Text
-from edgekit.report.words import count_text, share_text
+from edgekit.report.words import count_text, of_samples, share_text
 
 __all__ = ["classes"]
 
@@ -69,7 +69,7 @@ def classes(facts: Facts) -> Section:
     # So many numbers fit beside one another on a phone; the table has every exit.
     drawn = np.unique(np.linspace(0, len(right) - 1, _EXITS).round().astype(int))
     figure = Figure(
-        "Accuracy in %, tuning split; the darker, the more are wrong",
+        f"Accuracy in %, {of_samples('tuning split', seen.samples)}; darker is worse",
         plots.cells(
             "classes",
             [*(labels[one] for one in shown), "all"],
@@ -89,7 +89,7 @@ def classes(facts: Facts) -> Section:
                 "A column of an exit counts all samples as if each left there; the chain's counts "
                 "each where it did leave. All of the tuning split"
                 + (
-                    f"; {hidden} more classes are right more often than those shown."
+                    f"; {hidden} more classes are right at least as often as those shown."
                     if hidden
                     else "."
                 )

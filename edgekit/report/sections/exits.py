@@ -9,7 +9,14 @@ from edgekit.report import plots
 from edgekit.report.facts import BOUNDED, Facts
 from edgekit.report.page import Figure, Gallery, Part, Picture, Section, Table, Text
 from edgekit.report.pictures import thumbnail
-from edgekit.report.words import count_text, pair, share_text, short
+from edgekit.report.words import (
+    confidence_text,
+    count_text,
+    of_samples,
+    pair,
+    share_text,
+    short,
+)
 
 __all__ = ["exits"]
 
@@ -36,12 +43,15 @@ def exits(facts: Facts) -> Section:
 
 def _leaving(facts: Facts) -> list[Part]:
     """The share that leaves at each exit, of every data there is."""
-    splits = (("test split", facts.tested), ("tuning split", facts.notes("tune")))
+    tuned = facts.notes("tune")
+    splits = ((*facts.tested_on, facts.tested), ("tuning split", tuned.get("samples"), tuned))
     tried: dict[str, dict[str, float]] = {
-        name: counted.get("exit_rates", {}) for name, counted in splits
+        _of(name, count): counted.get("exit_rates", {}) for name, count, counted in splits
     }
     if facts.bench is not None and facts.measured:
-        tried["bench"] = {one["name"]: one["rate"] for one in facts.bench["exits"]}
+        name = "bench" if facts.benched_as_deployed else "bench, another policy"
+        rates = {one["name"]: one["rate"] for one in facts.bench["exits"]}
+        tried[_of(name, facts.bench["samples"])] = rates
     known = {name: rates for name, rates in tried.items() if rates}
     if not known:
         return []
@@ -67,11 +77,15 @@ def _leaving(facts: Facts) -> list[Part]:
     return [
         Figure(
             "Where samples leave",
-            plots.bars("leave", f"% of the samples: {pair(*[*known][:2])}", bars),
+            plots.bars("leave", f"%: {pair(*[*known][:2])}", bars),
             ", ".join(f"{one.name} {one.text}" for one in bars),
             (table,),
         )
     ]
+
+
+def _of(name: str, count: int | None) -> str:
+    return name if count is None else f"{name} ({count_text(count)})"
 
 
 def _sureness(facts: Facts) -> list[Part]:
@@ -113,15 +127,15 @@ def _sureness(facts: Facts) -> list[Part]:
             rows.append(
                 (
                     name,
-                    f"{edges[bin]:.4g} to {edges[bin + 1]:.4g}",
+                    f"{confidence_text(edges[bin])} to {confidence_text(edges[bin + 1])}",
                     *(count_text(int(one[bin])) for one in counted),
                 )
             )
-    which = "right by its label" if seen.labels is not None else "as the final exit says"
+    which = ("right", "wrong") if seen.labels is not None else ("as the final exit", "otherwise")
     return [
         Figure(
-            "How sure those are that reach an exit, tuning split",
-            plots.histograms("sure", "confidence", found, scale),
+            "How sure those are that reach an exit, of " + of_samples("tuning split", seen.samples),
+            plots.histograms("sure", "confidence", found, scale, which),
             "What lies right of the dashed line leaves there. "
             + " ".join(
                 f"{name}: {count_text(int((taken >= number).sum()))} reach it, "
@@ -131,7 +145,7 @@ def _sureness(facts: Facts) -> list[Part]:
             (
                 Table(
                     "Samples that reach an exit, by confidence",
-                    ("exit", "confidence", *((which, "not") if told else ("samples",))),
+                    ("exit", "confidence", *(which if told else ("samples",))),
                     tuple(rows),
                     WORDS,
                 ),
@@ -142,17 +156,17 @@ def _sureness(facts: Facts) -> list[Part]:
 
 def _examples(facts: Facts) -> list[Part]:
     """Images that left first and surest, and such that left last; wrong ones in words."""
-    decided = facts.evidence.get("decisions")
-    if not decided or not facts.samples:
+    decided = facts.decisions
+    if decided is None or not facts.samples:
         return []
     confidences = [math.nan if x is None else float(x) for x in decided["confidences"]]
     rows = range(min(len(facts.samples), len(confidences)))
-    depth = {name: number for number, name in enumerate(facts.exits)}
-    deepest = max((depth[decided["exits"][row]] for row in rows), default=0)
-    first = min((depth[decided["exits"][row]] for row in rows), default=0)
+    # Where a sample left is what it cost; another exit's answer may have been taken there.
+    depth = [facts.exits.index(one) for one in decided["left"]]
+    first, deepest = min(depth, default=0), max(depth, default=0)
 
     def at(number: int) -> list[int]:
-        found = [row for row in rows if depth[decided["exits"][row]] == number]
+        found = [row for row in rows if depth[row] == number]
         return sorted(found, key=lambda row: -np.nan_to_num(confidences[row], nan=-1))
 
     def wrong(row: int) -> bool:
@@ -162,7 +176,9 @@ def _examples(facts: Facts) -> list[Part]:
         pictures = tuple(_picture(facts, row, confidences[row], wrong(row)) for row in chosen)
         return [Gallery(title, pictures)] if pictures else []
 
-    parts = gallery(f"Left at {facts.exits[first]}, the surest", _varied(facts, at(first)))
+    answers = decided["classes"]
+    surest = _varied(answers, at(first))
+    parts = gallery(f"Left at {facts.exits[first]}, the surest", surest)
     if deepest > first:
         last = at(deepest)[::-1]
         parts += gallery(f"Left last, at {facts.exits[deepest]}", last[:_EXAMPLES])
@@ -170,9 +186,8 @@ def _examples(facts: Facts) -> list[Part]:
     return parts
 
 
-def _varied(facts: Facts, rows: Sequence[int]) -> list[int]:
+def _varied(answers: Sequence[int | None], rows: Sequence[int]) -> list[int]:
     """The first of every answer, then the first ones, as many as are shown."""
-    answers = facts.evidence["decisions"]["classes"]
     firsts = list({answers[row]: row for row in reversed(rows)}.values())
     order = {row: place for place, row in enumerate(rows)}
     firsts.sort(key=order.__getitem__)
@@ -180,7 +195,8 @@ def _varied(facts: Facts, rows: Sequence[int]) -> list[int]:
 
 
 def _picture(facts: Facts, row: int, confidence: float, wrong: bool) -> Picture:
-    decided, labels = facts.evidence["decisions"], facts.manifest.labels
+    decided, labels = facts.decisions, facts.manifest.labels
+    assert decided is not None  # noqa: S101  (asked by the caller)
     answer = decided["classes"][row]
     said = labels[answer] if labels and answer is not None else "an output"
     exit = decided["exits"][row]
@@ -191,5 +207,5 @@ def _picture(facts: Facts, row: int, confidence: float, wrong: bool) -> Picture:
         says += f", which is wrong: it is {truth}"
         lines = [f"said {short(said)}, is {short(truth)}", f"at {short(exit)}"]
     if math.isfinite(confidence):
-        lines.append(f"{confidence:.4f}")
+        lines.append(confidence_text(confidence))
     return Picture(thumbnail(facts.samples[row]), says, ", ".join(lines))

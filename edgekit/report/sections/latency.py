@@ -24,8 +24,9 @@ def latency(facts: Facts) -> Section:
                 ),
             ),
         )
+    deployed = facts.benched_as_deployed
     contenders = [
-        ("chain", bench),
+        ("chain" if deployed else "chain, another policy", bench),
         ("chain, no exit", bench["full_depth"]),
         ("whole (all exits)", bench["whole"]),
         ("plain (one exit)", bench["plain"]),
@@ -35,7 +36,10 @@ def latency(facts: Facts) -> Section:
     keys = ("mean", "p50", "p90", "p95", "p99")
     table = Table(
         "Latency in ms",
-        ("network", *keys, "x plain", "accuracy"),
+        (
+            "network", *keys, "x plain",
+            f"accuracy, {count_text(bench['samples'])} samples",
+        ),
         tuple(
             (
                 name,
@@ -45,7 +49,7 @@ def latency(facts: Facts) -> Section:
             )
             for name, one in contenders
         ),
-    )
+    )  # fmt: skip
     key = "p95" if bench["latency_ms"]["p95"] is not None else "p50"
     bars = [
         plots.Bar(
@@ -67,6 +71,7 @@ def latency(facts: Facts) -> Section:
         title,
         (
             Text(facts.where, warns=not bench["on_target"]),
+            *(() if deployed else (Text(facts.other_policy, warns=True),)),
             Text(
                 f"{count_text(bench['samples'])} samples, each measured {bench['rounds']} times, "
                 f"batch 1, {bench['threads']} thread{'s' * (bench['threads'] > 1)}: "

@@ -1,6 +1,7 @@
 """Where the bundle is from: commands, versions, machine, recipe."""
 
 import json
+from typing import Any
 
 from edgekit.report.facts import Facts
 from edgekit.report.page import Code, Part, Section, Table
@@ -23,7 +24,7 @@ def origin(facts: Facts) -> Section:
     manifest, evidence = facts.manifest, facts.evidence
     host = evidence.get("host", {})
     command = evidence.get("command")
-    lines = [] if command is None else [command]
+    lines = [one for one in (command, evidence.get("tune_command")) if one is not None]
     lines += ["edgekit verify BUNDLE", "edgekit bench BUNDLE", "edgekit report BUNDLE"]
     versions = {**manifest.tools, "Python": host.get("python", ABSENT)}
     parts: list[Part] = [
@@ -38,6 +39,7 @@ def origin(facts: Facts) -> Section:
             ),
             WORDS,
         ),
+        *_tuned(evidence),
         Table(
             "Stages",
             ("stage", "seconds"),
@@ -64,3 +66,24 @@ def origin(facts: Facts) -> Section:
         Code("The recipe, resolved", json.dumps(manifest.recipe, indent=1), folded=True),
     ]  # fmt: skip
     return Section("Commands and versions", tuple(parts))
+
+
+def _tuned(evidence: dict[str, Any]) -> list[Part]:
+    """Of what `edgekit tune` made the bundle; nothing of one that a build made."""
+    if "tuned_from" not in evidence:
+        return []
+    rows = [
+        ("tuned at", str(evidence.get("tuned_at", ABSENT))),
+        ("from the bundle", str(evidence["tuned_from"])),
+    ]
+    if found := evidence.get("costs_from"):
+        device = found["device"]
+        rows += [
+            (
+                "to the times of",
+                f"{device.get('cpu')} ({device.get('machine')}), {found['engine']}",
+            ),
+            ("measured", "here" if found["source"] == "here" else f"in {found['source']}"),
+            ("on the target", "yes" if found["on_target"] else "no"),
+        ]
+    return [Table("Tuned", ("", "is"), tuple(rows), WORDS)]

@@ -11,6 +11,7 @@ from edgekit.report.words import (
     bytes_text,
     count_text,
     macs_text,
+    of_samples,
     share_text,
     short,
     tensor_text,
@@ -85,6 +86,7 @@ def split(facts: Facts) -> Section:
             Text(
                 "Each segment holds what its exit needs and no earlier one has computed. The bar "
                 "in a box is its share of all multiply-accumulates (MACs)."
+                + (f" The shares that leave are of {of_samples(*facts.rated_on)}." if rates else "")
                 + (
                     " A dashed line is a tensor that passes over segments, to a later one."
                     if skips

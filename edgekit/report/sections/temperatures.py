@@ -5,7 +5,7 @@ from typing import Any
 from edgekit.report import plots
 from edgekit.report.facts import Facts
 from edgekit.report.page import Figure, Section, Table, Text
-from edgekit.report.words import count_text, share_text, short
+from edgekit.report.words import count_text, of_samples, share_text, short
 
 __all__ = ["temperatures"]
 
@@ -54,7 +54,8 @@ def temperatures(facts: Facts) -> Section | None:
         frozenset({0, 1}),
     )  # fmt: skip
     figure = Figure(
-        "Accuracy against confidence, tuning split",
+        "Accuracy against confidence, "
+        + of_samples("tuning split", _fitted_to(next(iter(found.values())))),
         plots.calibration("temperature", drawn),
         ", ".join(
             f"{name} from {share_text(one['ece_before'], 2)} to {share_text(one['ece_after'], 2)}"
@@ -63,6 +64,11 @@ def temperatures(facts: Facts) -> Section | None:
         (bins,),
     )
     return Section("Temperatures", (text, figure, table))
+
+
+def _fitted_to(one: dict[str, Any]) -> int:
+    """How many samples an exit's temperature was fitted to: each lies in one bin."""
+    return sum(bin["count"] for bin in one.get("bins_before", one.get("bins_after", ())))
 
 
 def _diagram(bins: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

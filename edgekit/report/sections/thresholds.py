@@ -1,12 +1,23 @@
 """What the thresholds trade, and what is promised of them."""
 
-import numpy as np
+import itertools
+from collections.abc import Sequence
 
-from edgekit.bundle.manifest import GIVEN
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bundle.manifest import GIVEN, Point
 from edgekit.report import plots
 from edgekit.report.facts import BOUNDED, Facts
 from edgekit.report.page import Figure, Part, Section, Table, Text
-from edgekit.report.words import count_text, ms_text, share_text
+from edgekit.report.words import (
+    ABSENT,
+    confidence_text,
+    count_text,
+    ms_text,
+    of_samples,
+    share_text,
+)
 from edgekit.tuning.search import Points, shared
 
 __all__ = ["thresholds"]
@@ -25,6 +36,8 @@ def thresholds(facts: Facts) -> Section:
     }[policy.combine]
     if policy.criterion == GIVEN:
         looked_at = "which it gives itself"
+    rates = facts.notes("tune").get("exit_rates", {})
+    counted = of_samples("tuning split", facts.notes("tune").get("samples"))
     parts: list[Part] = [
         Text(
             f"A sample leaves at the first exit whose confidence ({looked_at}) is at least its "
@@ -34,18 +47,25 @@ def thresholds(facts: Facts) -> Section:
                 if policy.otherwise == "last"
                 else ", and of all exits the one of the greatest confidence then answers."
             )
+            + (f" The shares that leave are of {counted}." if rates else "")
         )
     ]
-    rates = facts.notes("tune").get("exit_rates", {})
+    early = [facts.threshold_text(*one) for one in enumerate(policy.thresholds)]
     columns = {
-        "threshold": [*(f"{one:.6g}" for one in policy.thresholds), "takes all"],
-        "leave, tuning split": [share_text(rates.get(name)) for name in facts.exits],
+        "threshold": [*early, "takes all"],
+        "leave": [share_text(rates.get(name)) for name in facts.exits],
         "cost up to here": [facts.priced(one) for one in facts.costs],
     }
+    if facts.ms is not None:
+        columns["mean ms up to here"] = [ms_text(one) for one in facts.ms]
     if policy.temperatures is not None:
         columns["temperature"] = [f"{one:.4g}" for one in policy.temperatures]
     rows = tuple(zip(facts.exits, *columns.values(), strict=True))
     parts.append(Table("As deployed", ("exit", *columns), rows))
+    if facts.whose_costs:
+        parts.append(Text(facts.whose_costs))
+    elif facts.ms is not None:
+        parts.append(Text(f"Times are counted from those to each exit. {facts.where}"))
     parts += _trade(facts)
     parts += _promise(facts)
     return Section("Thresholds, and what is promised", tuple(parts))
@@ -70,6 +90,7 @@ def _trade(facts: Facts) -> list[Part]:
     x = tuple(float(one) for one in np.clip(curve.thresholds[:, 0], low, high))
     accuracy = tuple(float(one) / samples for one in curve.right)
     cost = tuple(float(one) / divisor for one in curve.costs)
+    ms = [] if facts.ms is None else (curve.counts @ facts.ms / samples).tolist()
     scale = plots.Scale.of(finite if facts.manifest.policy.criterion in BOUNDED else ())
     policy = facts.manifest.policy
     deployed = observed.taken(policy.thresholds)
@@ -77,36 +98,46 @@ def _trade(facts: Facts) -> list[Part]:
     now_cost = float(costs[deployed].mean())
     told = facts.told
     found: list[tuple[str, list[plots.Line | plots.Marks]]] = [
-        (f"mean {axis}", [plots.Line("one threshold for all", x, cost)])
+        (f"mean {axis}", [plots.Line("one threshold for all", x, cost, steps=True)])
     ]
     levels: list[tuple[str, float] | None] = [("as deployed", now_cost / divisor)]
     if told:
-        found.insert(0, (what, [plots.Line("one threshold for all", x, accuracy)]))
+        found.insert(0, (what, [plots.Line("one threshold for all", x, accuracy, steps=True)]))
         levels.insert(0, ("as deployed", now_right))
+    if facts.ms is not None:
+        line = plots.Line("one threshold for all", x, tuple(ms), steps=True)
+        found.append(("mean ms", [line]))
+        levels.append(("as deployed", float(facts.ms[deployed].mean())))
     table = Table(
         "One threshold for all exits",
-        ("threshold", *((what,) if told else ()), f"mean {axis}", "leave early"),
+        (
+            "threshold",
+            *((what,) if told else ()),
+            f"mean {axis}",
+            *(("mean ms",) if ms else ()),
+            "leave early",
+        ),
         tuple(
             (
-                f"{threshold:.6g}",
-                *((share_text(right, 2),) if told else ()),
-                ms_text(price),
-                share_text(1 - float(last) / samples),
+                confidence_text(x[row]) if curve.counts[row, -1] < samples else "nobody leaves",
+                *((share_text(accuracy[row], 2),) if told else ()),
+                ms_text(cost[row]),
+                *((ms_text(ms[row]),) if ms else ()),
+                share_text(1 - float(curve.counts[row, -1]) / samples),
             )
-            for threshold, right, price, last in zip(
-                x, accuracy, cost, curve.counts[:, -1], strict=True
-            )
+            for row in range(len(x))
         ),
         frozenset(),
     )
     parts: list[Part] = [
         Figure(
-            f"{what.capitalize() if told else 'Cost'} against the threshold",
+            f"{what.capitalize() if told else 'Cost'} against the threshold, "
+            + of_samples("tuning split", samples),
             plots.panels(
                 "threshold",
                 "threshold, the same for all early exits",
                 found,
-                percent=[True, False] if told else [False],
+                percent=[told, *[False] * (len(found) - 1)],
                 scale=scale,
                 level=levels,
             ),
@@ -118,11 +149,18 @@ def _trade(facts: Facts) -> list[Part]:
     ]
     if told:
         parts.append(_front(facts, curve, now_right, now_cost, what))
+        if not all(_undominated(_counted(facts))):
+            parts.append(
+                Text(
+                    "Hollow points are off the front: by what is drawn here, a cheaper one is as "
+                    "good."
+                )
+            )
     return parts
 
 
 def _front(facts: Facts, alike: Points, now_right: float, now_cost: float, what: str) -> Figure:
-    """The front of accuracy against cost, with what is deployed on it."""
+    """Accuracy against cost: what the bundle may run at, and what is deployed."""
     tuning, seen = facts.manifest.tuning, facts.seen
     assert seen is not None  # noqa: S101  (asked by the caller)
     samples = len(seen.final)
@@ -130,6 +168,14 @@ def _front(facts: Facts, alike: Points, now_right: float, now_cost: float, what:
     costs = facts.costs
     by = "label" if seen.labels is not None else "disagreement"
     alone = [float(one) for one in seen.right(by).mean(axis=1)]
+    ms = facts.ms
+    reference = tuning.reference_right if tuning else None
+    level: tuple[str, float] | None = None
+    reference_row: tuple[tuple[str, ...], ...] = ()
+    if tuning is not None and reference is not None:
+        level = "PyTorch, final exit", reference / tuning.samples
+        blank = (ABSENT,) * (1 if ms is None else 2)
+        reference_row = ((level[0], share_text(level[1], 2), *blank),)
     series: list[plots.Line | plots.Marks] = [
         plots.Line(
             "one threshold for all",
@@ -146,50 +192,66 @@ def _front(facts: Facts, alike: Points, now_right: float, now_cost: float, what:
     tables = [
         Table(
             "All samples at one exit",
-            ("exit", what, f"mean {axis}"),
+            ("exit", what, f"mean {axis}", *(("mean ms",) if ms is not None else ())),
             tuple(
-                (name, share_text(right, 2), ms_text(float(cost) / divisor))
-                for name, right, cost in zip(facts.exits, alone, costs, strict=True)
-            ),
+                (
+                    name,
+                    share_text(alone[row], 2),
+                    ms_text(float(costs[row]) / divisor),
+                    *((ms_text(float(ms[row])),) if ms is not None else ()),
+                )
+                for row, name in enumerate(facts.exits)
+            )
+            + reference_row,
         )
     ]
-    points = [one for one in (tuning.points if tuning else ()) if one.right is not None]
+    points = _counted(facts)
     if tuning is not None and points:
+        best = _undominated(points)
         certified = tuning.certificate is not None
-        series.append(
-            plots.Marks(
-                "the front" + (", certified" if certified else ""),
-                tuple(one.cost / divisor for one in points),
-                tuple((one.right or 0) / tuning.samples for one in points),
+        for on_it in (True, False):
+            some = [one for one, here in zip(points, best, strict=True) if here is on_it]
+            name = "the front" if on_it else "off the front"
+            series.append(
+                plots.Marks(
+                    f"certified, {name}" if certified else name,
+                    tuple(one.cost / divisor for one in some),
+                    tuple((one.right or 0) / tuning.samples for one in some),
+                    hollow=not on_it,
+                )
             )
-        )
+            if not some:
+                series.pop()
         chosen = tuning.points[tuning.chosen]
+        title = "Points that the certificate covers" if certified else "Points to run at"
         tables.insert(
             0,
             Table(
-                "The front" + (", all of it certified" if certified else ""),
-                (*(f"at {one}" for one in facts.exits[:-1]), what, f"mean {axis}", ""),
+                f"{title}; the front are those that no cheaper one is as good as",
+                (
+                    *(f"at {one}" for one in facts.exits[:-1]),
+                    what,
+                    f"mean {axis}",
+                    *(("mean ms",) if ms is not None else ()),
+                    "",
+                ),
                 tuple(
                     (
-                        *(f"{x:.6g}" for x in one.thresholds),
+                        *(facts.threshold_text(*x) for x in enumerate(one.thresholds)),
                         share_text((one.right or 0) / tuning.samples, 2),
                         ms_text(one.cost / divisor),
-                        "deployed" if one is chosen else "",
+                        *((ms_text(_mean_ms(one, ms)),) if ms is not None else ()),
+                        ("the front" if here else "off the front")
+                        + (", deployed" if one is chosen else ""),
                     )
-                    for one in points
+                    for one, here in zip(points, best, strict=True)
                 ),
-                frozenset({len(facts.exits) + 1}),
+                frozenset({len(facts.exits) + (2 if ms is not None else 1)}),
             ),
         )
     series.append(plots.Marks("deployed", (now_cost / divisor,), (now_right,), large=True))
-    reference = tuning.reference_right if tuning else None
-    level = (
-        ("PyTorch, final exit", reference / tuning.samples)
-        if tuning and reference is not None
-        else None
-    )
     return Figure(
-        f"{what.capitalize()} against cost, tuning split",
+        f"{what.capitalize()} against cost, {of_samples('tuning split', samples)}",
         plots.panels(
             "front", f"mean {axis} a sample", [(what, series)], percent=[True], level=[level]
         ),
@@ -197,6 +259,23 @@ def _front(facts: Facts, alike: Points, now_right: float, now_cost: float, what:
         f"exit taken {share_text(alone[-1], 2)} at {facts.priced(facts.costs[-1])}.",
         tuple(tables),
     )
+
+
+def _counted(facts: Facts) -> list[Point]:
+    """The points that the bundle may run at, cheapest first, where right answers were counted."""
+    tuning = facts.manifest.tuning
+    return [one for one in (tuning.points if tuning else ()) if one.right is not None]
+
+
+def _undominated(points: Sequence[Point]) -> list[bool]:
+    """Which of these, cheapest first, no cheaper one is as good as."""
+    best = list(itertools.accumulate((one.right or 0 for one in points), max, initial=-1))
+    return [(one.right or 0) > before for one, before in zip(points, best, strict=False)]
+
+
+def _mean_ms(point: Point, ms: npt.NDArray[np.float64]) -> float:
+    counts = np.array([one.count for one in point.left])
+    return float(counts @ ms / counts.sum())
 
 
 def _promise(facts: Facts) -> list[Part]:
