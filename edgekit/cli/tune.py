@@ -10,7 +10,7 @@ import typer
 
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import check_output
-from edgekit.cli.build import SetOption, print_tuned, require
+from edgekit.cli.build import print_tuned, require
 from edgekit.cli.output import JsonOption, StageProgress, Terminal, refuse_inside_a_bundle
 from edgekit.cli.report import ReportOption, draw_page
 from edgekit.errors import InputError
@@ -28,7 +28,15 @@ def tune(
             show_default="measured here",
         ),
     ] = None,
-    settings: SetOption = [],  # noqa: B006  (typer reads it, nobody changes it)
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another value of the recipe's `policy.tune`, `policy.thresholds` or "
+            "`policy.drift`.",
+        ),
+    ] = [],  # noqa: B006  (typer reads it, nobody changes it)
     output: Annotated[
         Path | None, typer.Option(help="The new bundle's folder.", show_default="BUNDLE-tuned")
     ] = None,
