@@ -855,11 +855,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            keys = value.keys() if isinstance(value, dict) else set()
-            odd = sorted(keys ^ hints.keys())
+        if value.keys() != hints.keys():
+            odd = sorted(value.keys() ^ hints.keys())
             raise BundleError(f"{where}: unknown or missing keys: {', '.join(odd)}; rebuild it")
         parts = {key: _decode(hints[key], value[key], f"{where}: {key}") for key in hints}
         return kind(**parts)  # type: ignore[operator]

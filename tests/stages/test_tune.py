@@ -434,8 +434,10 @@ def test_the_front_that_travels_is_what_a_chain_does(tiny, policy):
 def test_another_point_that_is_no_better_and_dearer_does_not_travel(tiny):
     tuning = tiny.tune({"thresholds": 0.3}).artifact.tuning
     others = [point for place, point in enumerate(tuning.points) if place != tuning.chosen]
-    assert len(others) > 2
-    assert [one.right for one in others] == sorted({one.right for one in others})
+    *front, nobody = others
+    assert len(front) > 2
+    assert [one.right for one in front] == sorted({one.right for one in front})
+    assert [one.count for one in nobody.left][:-1] == [0, 0]
 
 
 def test_what_is_cheapest_depends_on_what_an_error_weighs(tiny):
