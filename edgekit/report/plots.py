@@ -191,8 +191,10 @@ class Scale:
         least = max(1e-7, 1 - max((one for one in found if one < 1 - 1e-7), default=0.99))
         # So many digits have no room beside one another: every second power of ten then.
         powers = range(0, 1 - math.floor(math.log10(least)), 1 if least > 1e-4 else 2)
+        # What is certain stands a little beyond the last one seen, and beyond the last tick.
+        end = min(least / 2, 10.0 ** -powers[-1])
         return cls(
-            lambda value: -math.log10(max(1 - value, least / 2)),
+            lambda value: -math.log10(max(1 - value, end)),
             lambda place: 1 - 10.0**-place,
             tuple(1 - 10.0**-power for power in powers),
         )

@@ -4,7 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgekit.report import plots
@@ -88,7 +88,8 @@ def test_a_step_is_drawn_as_one_and_no_slope():
 
 
 @settings(max_examples=50)
-@given(st.lists(st.floats(allow_nan=True), max_size=20))
+@given(st.lists(st.floats(allow_nan=True), max_size=20) | st.lists(st.floats(0.85, 1), max_size=5))
+@example([0.9375])
 def test_a_scale_takes_any_confidence_and_goes_back(values):
     scale = plots.Scale.of(values)
     for value in filter(math.isfinite, values):
