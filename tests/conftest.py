@@ -14,8 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import filelock
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
+
+# What fails can be run again, and what passed passes; --hypothesis-profile=explore looks further.
+settings.register_profile("repeat", derandomize=True)
+settings.register_profile("explore")
+settings.load_profile("repeat")
 
 TINY_MODEL = '''
 import numpy as np
