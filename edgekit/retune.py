@@ -1,6 +1,5 @@
 """Other thresholds for a bundle that is built: no segment is lowered, quantized or run for them."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from edgekit.runtime.verify import decisions, load_array, verify_golden
 from edgekit.tuning.doubt import sureness
 from edgekit.tuning.goal import Costs, settle
 from edgekit.tuning.seen import Seen
-from edgekit.tuning.temperature import at_a_bound
 
 __all__ = ["measured_costs", "recipe_of", "retune", "source_of"]
 
@@ -164,9 +162,8 @@ def retune(
     seen = Seen.from_bytes(bundle.read(before.seen))
     if seen.confidences.shape != (len(exits), before.samples):
         raise InputError(f"{bundle.path}: {before.seen} is not of its exits; build it again")
-    found = settle(recipe, exits, seen, costs, before.reference_right)
-    if far := at_a_bound(exits, manifest.policy.temperatures or ()):
-        found.notes["warning"] = "; ".join(filter(None, [found.notes.get("warning"), far]))
+    temperatures = manifest.policy.temperatures
+    found = settle(recipe, exits, seen, costs, before.reference_right, temperatures)
     policy = replace(manifest.policy, thresholds=found.thresholds)
     golden, files = _golden(bundle, policy)
     changed = replace(
@@ -175,9 +172,7 @@ def retune(
         tuning=replace(found.tuning, seen=before.seen, held_out=before.held_out),
         golden=golden,
         files=tuple(
-            m.File(one.path, len(files[one.path]), hashlib.sha256(files[one.path]).hexdigest())
-            if one.path in files
-            else one
+            m.File.of(one.path, files[one.path]) if one.path in files else one
             for one in manifest.files
         ),
         recipe=recipe.model_dump(mode="json"),

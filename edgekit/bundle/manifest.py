@@ -119,6 +119,11 @@ class File:
     size_bytes: int
     sha256: str
 
+    @staticmethod
+    def of(path: str, content: bytes) -> "File":
+        """The file that holds `content`."""
+        return File(path, len(content), hashlib.sha256(content).hexdigest())
+
 
 @dataclass(frozen=True)
 class TensorSpec:

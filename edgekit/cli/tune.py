@@ -89,7 +89,9 @@ def tune(
     if dry_run:
         seen = Seen.from_bytes(found.read(tuning.seen))
         exits = found.manifest.variant().exits
-        notes = settle(recipe, exits, seen, costs, tuning.reference_right).notes
+        notes = settle(
+            recipe, exits, seen, costs, tuning.reference_right, found.manifest.policy.temperatures
+        ).notes
         _print(terminal, notes)
         terminal.json(notes)
         return

@@ -1,7 +1,6 @@
 """build: the final parts, with everything a device needs to know, as the contents of a bundle."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import io
 import math
@@ -108,7 +107,7 @@ class Build(Stage[Tuned, Contents]):
             files[_SEEN] = artifact.seen.to_bytes()
         requirements = self._install(files, step)
         variant = "default"
-        listed = tuple(_file(path, content) for path, content in files.items())
+        listed = tuple(m.File.of(path, content) for path, content in files.items())
         segments = tuple(self._segment(part, "segments", files) for part in parts.chain)
         plain, whole = (
             self._segment(part, "baselines", files) for part in (parts.plain, parts.whole)
@@ -269,7 +268,7 @@ class Build(Stage[Tuned, Contents]):
         return m.Requirements(target.requires_python, packages)
 
     def _segment(self, part: Part[bytes], folder: str, files: dict[str, bytes]) -> m.Segment:
-        file = _file(f"{folder}/{part.name}{self.backend.suffix}", part.program)
+        file = m.File.of(f"{folder}/{part.name}{self.backend.suffix}", part.program)
         files[file.path] = part.program
         return part.record(file)
 
@@ -290,10 +289,6 @@ def _as_file(raw: Array | Path, source: m.Input) -> tuple[str, bytes]:
     stream = io.BytesIO()
     preprocess.to_image(raw).save(stream, "PNG")
     return ".png", stream.getvalue()
-
-
-def _file(path: str, content: bytes) -> m.File:
-    return m.File(path, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _npz(arrays: Sequence[Array]) -> bytes:

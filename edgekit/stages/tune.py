@@ -16,7 +16,7 @@ from edgekit.stages import Segments, Stage, StageResult, Step, Tuned
 from edgekit.tuning.certificate import demand_enough
 from edgekit.tuning.goal import NO_LABELS, Costs, check_buildable, settle
 from edgekit.tuning.seen import Seen
-from edgekit.tuning.temperature import at_a_bound, calibrated, fitted_on
+from edgekit.tuning.temperature import calibrated, fitted_on
 
 __all__ = ["Tune"]
 
@@ -83,14 +83,10 @@ class Tune(Stage[Segments[bytes], Tuned]):
         step("search")
         # A build measures no time, so that the next one is the same: what a sample costs is MACs.
         costs = Costs("MACs", np.cumsum([float(part.macs) for part in artifact.chain]))
-        found = settle(
-            self.recipe, artifact.exits, seen, costs, self._right_in_pytorch(seen.labels)
-        )
+        right = self._right_in_pytorch(seen.labels)
+        found = settle(self.recipe, artifact.exits, seen, costs, right, policy.temperatures)
         policy = replace(policy, thresholds=found.thresholds)
-        notes = {**found.notes, **notes}
-        if far := at_a_bound(artifact.exits, policy.temperatures or ()):
-            notes["warning"] = "; ".join(filter(None, [notes.get("warning"), far]))
-        return StageResult(Tuned(artifact, policy, found.tuning, seen), notes)
+        return StageResult(Tuned(artifact, policy, found.tuning, seen), {**found.notes, **notes})
 
     def _calibrated(
         self, segments: Segments[bytes], tuning: Split, step: Step

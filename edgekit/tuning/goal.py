@@ -25,7 +25,7 @@ from edgekit.tuning.search import (
     thresholds_at,
 )
 from edgekit.tuning.seen import Seen
-from edgekit.tuning.temperature import calibrated, fitted_on
+from edgekit.tuning.temperature import at_a_bound, calibrated, fitted_on
 
 __all__ = [
     "NO_LABELS",
@@ -127,13 +127,18 @@ def check_buildable(recipe: Recipe) -> None:
 
 
 def settle(
-    recipe: Recipe, exits: Sequence[str], seen: Seen, costs: Costs, reference_right: int | None
+    recipe: Recipe,
+    exits: Sequence[str],
+    seen: Seen,
+    costs: Costs,
+    reference_right: int | None,
+    temperatures: Sequence[float] | None = None,
 ) -> Settled:
     """The thresholds that the recipe gives, or those that its goal comes to; and the front.
 
-    `reference_right` is how many of the samples the final exit of the model in PyTorch has right.
-    Raises CheckError where no thresholds keep what the recipe asks for, RecipeError where that is
-    counted by what nobody knows here.
+    `reference_right` is how many of the samples the final exit of the model in PyTorch has right,
+    `temperatures` are those that `seen` was made with. Raises CheckError where no thresholds keep
+    what the recipe asks for, RecipeError where that is counted by what nobody knows here.
     """
     goal = recipe.policy.tune
     demand_known(goal, told=recipe.labels != () and seen.told, labelled=seen.labels is not None)
@@ -165,9 +170,12 @@ def settle(
     if costs.mean_ms is not None:
         notes["mean_latency_ms"] = float(rates @ costs.mean_ms)
         notes["p95_latency_ms"] = costs.p95_ms(rates)
-    warning = _useless(recipe, taken, len(exits)) or _missed(exits, rates, recipe.exit_rates)
-    if warning:
-        notes["warning"] = warning
+    remarks = (
+        _useless(recipe, taken, len(exits)) or _missed(exits, rates, recipe.exit_rates),
+        at_a_bound(exits, temperatures or ()),
+    )
+    if any(remarks):
+        notes["warning"] = "; ".join(filter(None, remarks))
     asked = goal.certificate if goal is not None else None
     tuning = m.Tuning(
         samples=seen.samples,

@@ -154,11 +154,6 @@ def test_a_front_of_one_point_is_never_left() -> None:
 
 
 @pytest.fixture(scope="module")
-def loaded(built_tiny: Path) -> Chain:
-    return Chain.from_bundle(read_bundle(built_tiny))
-
-
-@pytest.fixture(scope="module")
 def pool() -> Array:
     generator = np.random.default_rng(5)
     pixels = generator.integers(0, 256, (300, 8, 8), dtype=np.uint8)
@@ -168,12 +163,6 @@ def pool() -> Array:
 @pytest.fixture(scope="module")
 def tuning(loaded: Chain, pool: Array) -> Tuning:
     return tuning_of(Chain(loaded.spec, loaded.engines), pool)
-
-
-@pytest.fixture
-def chain(loaded: Chain) -> Chain:
-    """A chain of the test's own, that nobody watches yet."""
-    return Chain(loaded.spec, loaded.engines)
 
 
 class Device:

@@ -1,7 +1,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from edgekit.bundle.manifest import Policy
-from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
 from edgekit.runtime.bench import bench, latency_summary, load_test_data, to_tensors, verdict
 from edgekit.runtime.chain import Chain
@@ -18,11 +17,6 @@ Array = npt.NDArray[Any]
 Report = dict[str, Any]
 
 LATENCY = {"mean", "p50", "p90", "p95", "p99"}
-
-
-@pytest.fixture(scope="module")
-def bundle(built_tiny: Path) -> Bundle:
-    return read_bundle(built_tiny)
 
 
 @pytest.fixture(scope="module")

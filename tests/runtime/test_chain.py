@@ -23,7 +23,7 @@ from edgekit.bundle.manifest import (
     identify,
     seal,
 )
-from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, DeviceError, InputError
 from edgekit.runtime import Chain, Prediction
 from edgekit.runtime.bench import load_test_data
@@ -44,11 +44,6 @@ Array = npt.NDArray[Any]
 
 EXITS = ["first", "second", "last"]
 LABELS = ["north", "east", "south", "west"]
-
-
-@pytest.fixture(scope="module")
-def bundle(built_tiny: Path) -> Bundle:
-    return read_bundle(built_tiny)
 
 
 @pytest.fixture(scope="module")

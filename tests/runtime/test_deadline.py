@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, Policy, seal, unseal
-from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
 from edgekit.runtime import Chain
 from edgekit.runtime.bench import bench, load_test_data
@@ -27,11 +27,6 @@ Array = npt.NDArray[Any]
 EXITS = ["first", "second", "last"]
 AGES_MS = 1e9
 """More than any run of these tests takes."""
-
-
-@pytest.fixture(scope="module")
-def bundle(built_tiny: Path) -> Bundle:
-    return read_bundle(built_tiny)
 
 
 @pytest.fixture(scope="module")

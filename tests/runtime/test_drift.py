@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from edgekit.bundle.manifest import Drift, Left, Point, Tuning
-from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
 from edgekit.runtime import Chain, DriftDetector, DriftWarning, Metrics
 from edgekit.runtime.drift import Comparison, Window, chi_square_sf, compare
@@ -44,22 +44,6 @@ def tuning_of(chain: Chain, samples: Array, drift: Drift | None = None) -> Tunin
     return Tuning(
         len(samples), None, "MACs", costs, tuple(points), 1, None, drift, None, True, "seen.npz"
     )
-
-
-@pytest.fixture(scope="module")
-def bundle(built_tiny: Path) -> Bundle:
-    return read_bundle(built_tiny)
-
-
-@pytest.fixture(scope="module")
-def loaded(bundle: Bundle) -> Chain:
-    return Chain.from_bundle(bundle)
-
-
-@pytest.fixture
-def chain(loaded: Chain) -> Chain:
-    """A chain of the test's own, that nobody watches yet."""
-    return Chain(loaded.spec, loaded.engines)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.bundle.manifest import Policy
-from edgekit.bundle.reader import Bundle, read_bundle
+from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
 from edgekit.runtime import Chain, Metrics
 from edgekit.runtime.bench import load_test_data
@@ -27,22 +27,6 @@ Line = dict[str, Any]
 
 EXITS = ["first", "second", "last"]
 SECOND = 1_000_000_000
-
-
-@pytest.fixture(scope="module")
-def bundle(built_tiny: Path) -> Bundle:
-    return read_bundle(built_tiny)
-
-
-@pytest.fixture(scope="module")
-def loaded(bundle: Bundle) -> Chain:
-    return Chain.from_bundle(bundle)
-
-
-@pytest.fixture
-def chain(loaded: Chain) -> Chain:
-    """A chain of the test's own, that nothing counts yet."""
-    return Chain(loaded.spec, loaded.engines)
 
 
 @pytest.fixture(scope="module")
