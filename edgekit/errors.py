@@ -9,6 +9,9 @@ EdgekitError            exit code 1
 │   ├── BundleError     a bundle with a missing, extra, changed or impossible file
 │   └── CheckError      numbers outside tolerance: after a stage, or on golden samples
 └── DeviceError         exit code 4: what this machine lacks, or what its engine refused
+    ├── NotInstalledError   a bundle whose engines were not built on this device yet
+    ├── MismatchError       an engine that was built for another device, or by another version
+    └── PlanError           an engine's file that is damaged, or that its runtime refuses
 
 A message says what was asked, what was found, the limit, and the next step, in one line.
 Anything else that escapes is a bug and exits with 70.
@@ -24,7 +27,10 @@ __all__ = [
     "DeviceError",
     "EdgekitError",
     "InputError",
+    "MismatchError",
     "ModelError",
+    "NotInstalledError",
+    "PlanError",
     "RecipeError",
     "VerificationError",
     "describe_failure",
@@ -71,6 +77,18 @@ class DeviceError(EdgekitError):
     """What this machine lacks, or what its engine refused."""
 
     exit_code = 4
+
+
+class NotInstalledError(DeviceError):
+    """A bundle whose engines were not built on this device yet."""
+
+
+class MismatchError(DeviceError):
+    """An engine that was built for another device, or by another version."""
+
+
+class PlanError(DeviceError):
+    """An engine's file that is damaged, or that its runtime refuses."""
 
 
 def describe_failure(error: BaseException) -> str:

@@ -30,11 +30,11 @@ from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache, Entry, digest
 from edgekit.errors import BundleError
-from edgekit.install import own_wheel
 from edgekit.models.reads import Reads, origin_of
 from edgekit.recipe import Recipe
 from edgekit.shipped import shipped
 from edgekit.target import Target
+from edgekit.wheels import own_wheel
 
 __all__ = ["KEPT", "STAGES", "Built", "Plan", "restore"]
 

@@ -165,7 +165,7 @@ def test_a_device_has_what_the_bundle_pins_and_nothing_else(device, digits_bundl
 
 
 def test_an_installed_edgekit_makes_the_wheel_that_it_came_in(device, digits_bundle):
-    program = "from edgekit.install import own_wheel; print(own_wheel().version)"
+    program = "from edgekit.wheels import own_wheel; print(own_wheel().version)"
     ended = run(device, "python", "-c", program)
     assert ended.returncode == 0, ended.stderr
     pinned = read_bundle(digits_bundle).manifest.requirements.packages

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import edgekit
-from edgekit import install
+from edgekit import wheels
 from edgekit.backends import TOOLS, Backend
 from edgekit.bundle import manifest as m
 from edgekit.check import chain_of
@@ -259,11 +259,11 @@ class Build(Stage[Tuned, Contents]):
     def _install(self, files: dict[str, bytes], step: Step) -> m.Requirements:
         """What the device installs from, into `files`; and what that is, for the manifest."""
         target = self.target
-        wheel, pins = install.own_wheel(), install.pins(target.engine)
+        wheel, pins = wheels.own_wheel(), wheels.pins(target.engine)
         packages = (f"edgekit=={wheel.version}", *pins)
-        found = {"requirements.txt": install.requirements_file(packages), wheel.name: wheel.content}
+        found = {"requirements.txt": wheels.requirements_file(packages), wheel.name: wheel.content}
         if self.wheelhouse:
-            found |= install.wheelhouse(pins, target.python, target.platforms, target.machine, step)
+            found |= wheels.wheelhouse(pins, target.python, target.platforms, target.machine, step)
         files |= {f"install/{name}": content for name, content in found.items()}
         return m.Requirements(target.requires_python, packages)
 

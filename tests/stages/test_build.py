@@ -9,12 +9,12 @@ from edgekit.bundle.manifest import Policy, Segment, TensorSpec
 from edgekit.bundle.reader import read_bundle
 from edgekit.data import load_splits
 from edgekit.errors import BuildError
-from edgekit.install import own_wheel, pins
 from edgekit.models.load import user_code
 from edgekit.recipe import load_recipe
 from edgekit.stages import Part, Segments, Tuned
 from edgekit.stages.build import Build
 from edgekit.target import load_target
+from edgekit.wheels import own_wheel, pins
 
 SEGMENTS = Segments(
     exits=("first",),

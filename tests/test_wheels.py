@@ -21,14 +21,14 @@ from packaging.version import Version
 
 import edgekit
 from edgekit.errors import BuildError
-from edgekit.install import Wheel, own_wheel, pins, pins_for, requirements_file, wheelhouse
 from edgekit.target import load_target
+from edgekit.wheels import Wheel, own_wheel, pins, pins_for, requirements_file, wheelhouse
 from tests.conftest import write_tiny_recipe
 
 PACKAGE = Path(edgekit.__file__).parent
 HERE = "{}.{}".format(*sys.version_info)
 
-WRITE = "import sys; from edgekit.install import own_wheel; sys.stdout.buffer.write(own_wheel()[2])"
+WRITE = "import sys; from edgekit.wheels import own_wheel; sys.stdout.buffer.write(own_wheel()[2])"
 
 
 def written_by(package: Path) -> bytes:
@@ -139,7 +139,7 @@ def test_metadata_of_another_release_says_to_install_again(monkeypatch):
 
 
 def test_making_a_wheel_imports_nothing_heavy():
-    program = "import sys, edgekit.install; edgekit.install.own_wheel(); print(*sys.modules)"
+    program = "import sys, edgekit.wheels; edgekit.wheels.own_wheel(); print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     assert not {b"torch", b"onnx", b"numpy", b"yaml"} & set(ended.stdout.split())
 

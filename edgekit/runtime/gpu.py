@@ -1,0 +1,18 @@
+"""What a GPU is, to those who build for one and run on it: plain values, nothing of CUDA's."""
+
+from dataclasses import dataclass
+
+__all__ = ["Gpu"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU with its driver: `compute_capability` as "8.7", `cuda` the driver's version as "12.6".
+
+    `memory_bytes` is what it has in all; a Jetson shares that with its processor.
+    """
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    cuda: str
