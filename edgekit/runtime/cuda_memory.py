@@ -113,6 +113,8 @@ class CudaMemory:
         self._stream = _Stream(cuda)
         self.stream = self._stream.handle
         self.scratch: DeviceBuffer | None = None
+        self.scratch_changes = 0
+        """How often the scratch block has become another: who was set to it is set anew."""
         # Without a method of its own between: an engine calls the second one in every run.
         self.finish = self._stream.finish
         self.ran = self._stream.change
@@ -125,8 +127,9 @@ class CudaMemory:
     def demand_scratch(self, size: int) -> None:
         """Let the scratch block have so many bytes at least; one that grows is another block."""
         if self.scratch is None or self.scratch.shape[0] < size:
+            self.scratch_changes += 1
             self.scratch = None  # Its bytes may be needed for the new one.
-            self.scratch = DeviceBuffer(self._stream, (max(1, size),), "uint8")
+            self.scratch = self.allocate((max(1, size),), "uint8")
 
     def writer(self, buffer: DeviceBuffer, rows: int) -> Callable[[Array], None]:
         """See `Memory.writer`: into page-locked memory, and from there while the host goes on."""

@@ -37,17 +37,21 @@ class _Tensor(NamedTuple):
 
 
 class _Binding(NamedTuple):
-    """The buffers that a context is to run on, kept alive, and how many samples of them."""
+    """The buffers that a context is to run on, kept alive, and how many samples of them.
 
+    A context remembers its `token` alone, so buffers that nobody will run on again can go.
+    """
+
+    token: object
     shapes: list[tuple[str, tuple[int, ...]]]
     addresses: list[tuple[str, int]]
     buffers: list[DeviceBuffer]
 
 
 class _Context:
-    """An execution context in its profile, and the buffers and scratch block that it is set to.
+    """An execution context in its profile, and which buffers and scratch block it is set to.
 
-    It keeps what it runs on. The order of what it holds is the order in which Python lets go of it:
+    The order of what it holds is the order in which Python lets go of it:
     TensorRT wants a context gone before its engine, and that before its runtime.
     """
 
@@ -57,23 +61,23 @@ class _Context:
         self._engine = engine
         self._runtime = runtime
         self.memory = memory
-        self.binding: _Binding | None = None
-        self.scratch: DeviceBuffer | None = None
+        self.token: object = None
+        self.scratch = 0
 
     def turn_to(self, binding: _Binding) -> str | None:
         """Run on these buffers from now on; what TensorRT refuses of that, if it does."""
-        self.binding = None
-        scratch = self.memory.scratch
-        if self.scratch is not scratch and scratch is not None:
-            self._context.set_device_memory(scratch.address, scratch.shape[0])
-            self.scratch = scratch
+        self.token = None
+        memory = self.memory
+        if memory.scratch is not None and self.scratch != memory.scratch_changes:
+            self._context.set_device_memory(memory.scratch.address, memory.scratch.shape[0])
+            self.scratch = memory.scratch_changes
         for name, shape in binding.shapes:
             if not self._context.set_input_shape(name, shape):
                 return f"{list(shape)} for {name}"
         for name, address in binding.addresses:
             if not self._context.set_tensor_address(name, address):
                 return f"a buffer for {name}"
-        self.binding = binding
+        self.token = binding.token
         return None
 
 
@@ -91,10 +95,6 @@ class TensorRTEngine:
         self._name = name
         self._tensorrt = tensorrt
         self._tensors = dict(_tensors(engine, tensorrt.module))
-        self._batches = [
-            _batches(engine, self._tensors, profile)
-            for profile in range(engine.num_optimization_profiles)
-        ]
 
     def bind(
         self, inputs: Mapping[str, DeviceBuffer], outputs: Mapping[str, DeviceBuffer], rows: int
@@ -112,7 +112,9 @@ class TensorRTEngine:
         if context is None:
             context = self._contexts[profile] = self._context(profile)
         given = {**inputs, **outputs}
+        token = object()
         binding = _Binding(
+            token,
             [(name, (rows, *one.shape[1:])) for name, one in inputs.items()],
             [(name, one.address) for name, one in given.items()],
             list(given.values()),
@@ -127,7 +129,7 @@ class TensorRTEngine:
 
         def call() -> None:
             # Whose turn it is changes with the number of samples, or where a policy's copy runs.
-            if context.binding is not binding or context.scratch is not memory.scratch:
+            if context.token is not token or context.scratch != memory.scratch_changes:
                 turn()
             if not context.execute(stream):
                 with log.listen() as said:
@@ -171,14 +173,16 @@ class TensorRTEngine:
 
     def _profile(self, rows: int) -> int:
         """The optimization profile for so many samples."""
-        for profile, batches in enumerate(self._batches):
-            if rows in batches:
+        number = self._engine.num_optimization_profiles
+        batches = [_batches(self._engine, self._tensors, profile) for profile in range(number)]
+        for profile, sizes in enumerate(batches):
+            if rows in sizes:
                 return profile
-        sizes = ", ".join(
-            f"{one[0]}" if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in self._batches
+        words = ", ".join(
+            f"{one[0]}" if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in batches
         )
         raise DeviceError(
-            f"{self._name} was built for batches of {sizes}; found {rows}: run fewer samples at "
+            f"{self._name} was built for batches of {words}; found {rows}: run fewer samples at "
             "once, or build the bundle for more"
         )
 
