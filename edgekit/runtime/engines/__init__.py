@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgekit.errors import DeviceError
 
-__all__ = ["ENGINES", "Engine", "HostMemory", "Memory", "load_engine"]
+__all__ = ["BUILT_ON_DEVICE", "ENGINES", "Engine", "HostMemory", "Memory", "load_engine"]
 
 Array = npt.NDArray[Any]
 Buffer = Any
@@ -88,6 +88,10 @@ class HostMemory:
 
 ENGINES = {"onnxruntime": "edgekit.runtime.engines.onnxruntime"}
 """The module of each engine; it is imported when the first segment is loaded."""
+
+
+BUILT_ON_DEVICE = frozenset({"tensorrt"})
+"""The engines that load what `edgekit install` built there, not the bundle's own files."""
 
 
 def load_engine(engine: str, segment: bytes, name: str, *, threads: int) -> Engine:
