@@ -28,7 +28,7 @@ from edgekit.errors import BundleError, InputError
 from edgekit.runtime import deadline, preprocess
 from edgekit.runtime.criteria import CRITERIA, Answers, Walk, scaled, unknown
 from edgekit.runtime.device import threads_here
-from edgekit.runtime.engines import BUILT_ON_DEVICE, Buffer, Engine, load_engine
+from edgekit.runtime.engines import BUILT_ON_DEVICE, Buffer, Engine, HostMemory, load_engines
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.preprocess import Sample
 from edgekit.runtime.watcher import Watcher
@@ -340,10 +340,8 @@ class Chain:
         cls, spec: ChainSpec, segments: Sequence[bytes], *, engine: str, threads: int
     ) -> "Chain":
         """A chain of segments in memory: what `load` ends in, and what the host checks with."""
-        named = zip(spec.segments, segments, strict=True)
-        return cls(
-            spec, [load_engine(engine, raw, one.name, threads=threads) for one, raw in named]
-        )
+        named = zip([one.name for one in spec.segments], segments, strict=True)
+        return cls(spec, load_engines(engine, list(named), threads=threads))
 
     def with_policy(self, policy: Policy) -> "Chain":
         """The same segments, already loaded, under another policy and with buffers of their own.
@@ -601,10 +599,16 @@ class Chain:
     def segment_runs(self, samples: Sample) -> list[Callable[[], None]]:
         """The engine's own calls, bound to these samples: for timing segments outside the chain.
 
-        They use the chain's buffers, so they must not run beside a call of the chain.
+        Each returns when its segment is done. They use the chain's buffers, so they must not run
+        beside a call of the chain.
         """
+        memory = self._memory
         with self.lock:
-            return [step.run for step in self._start(self._batch(samples))]
+            runs = [step.run for step in self._start(self._batch(samples))]
+            memory.finish()
+        if isinstance(memory, HostMemory):
+            return runs  # Nothing around them: that would be timed as well.
+        return [_to_its_end(run, memory.finish) for run in runs]
 
     def _tensors(self, given: Sequence[Array]) -> dict[str, Array]:
         for step in self._start(given):
@@ -788,7 +792,7 @@ class Chain:
             output = memory.reader(buffers[exit.logits], rows)
             read = output
             if self._given:
-                read = _nothing(rows)
+                read = _nothing(rows, memory.finish)
                 if exit.confidence is not None:
                     read = memory.reader(buffers[exit.confidence], rows)
             elif rows == 1 and self._criterion is not None and temperatures is not None:
@@ -816,10 +820,25 @@ def _row(answers: Answers, row: int) -> tuple[int, int, float]:
     return int(exits[row]), int(classes[row]), float(confidences[row])
 
 
-def _nothing(rows: int) -> Callable[[], Array]:
-    """Reads the confidences of an exit that gives none."""
+def _to_its_end(run: Callable[[], None], finish: Callable[[], None]) -> Callable[[], None]:
+    """Runs a segment whose engine only starts it, and waits for it."""
+
+    def call() -> None:
+        run()
+        finish()
+
+    return call
+
+
+def _nothing(rows: int, finish: Callable[[], None]) -> Callable[[], Array]:
+    """Reads the confidences of an exit that gives none, once its segment is done."""
     unknown = np.full(rows, np.nan)
-    return lambda: unknown
+
+    def read() -> Array:
+        finish()
+        return unknown
+
+    return read
 
 
 def _scaled(output: Callable[[], Array], temperature: float) -> Callable[[], Array]:
