@@ -19,7 +19,7 @@ class Target(Strict):
 
     name: str
     description: str = ""
-    engine: Literal["onnxruntime"]
+    engine: Literal["onnxruntime", "tensorrt"]
     precision: Literal["fp32", "fp16", "int8", "int8-dynamic"]
     activations: Literal["int8", "uint8"] = "int8"
     """For `int8`: signed activations (S8S8), as aarch64 likes them, or unsigned (U8S8), as x86."""
@@ -27,6 +27,8 @@ class Target(Strict):
     """Threads that one inference may use; all segments share them in turn."""
     opset: int = Field(ge=18, le=23)
     """The ONNX opset of the segments. PyTorch's exporter writes 18 at least."""
+    ir_version: int | None = Field(default=None, ge=8, le=13)
+    """The newest version of ONNX's file format that the device reads. Left out: any."""
     machine: str | None = None
     """As `uname -m` says it, `aarch64` for one. Left out: whatever machine builds."""
     board: str | None = None

@@ -65,7 +65,14 @@ def load(segment: bytes, name: str, *, threads: int) -> OnnxRuntimeEngine:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # What goes wrong comes as an exception as well.
     try:
-        session = onnxruntime.InferenceSession(segment, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            segment,
+            options,
+            providers=["CPUExecutionProvider"],
+            # Of float16 it leaves a tensor without a type, and a later pass takes the process down
+            # (seen in 1.32: a convolution with attention behind it). Floats run no slower without.
+            disabled_optimizers=["MatmulTransposeFusion"],
+        )
     except Exception as error:
         raise DeviceError(_refusal(name, error)) from None
     return OnnxRuntimeEngine(session, name)
