@@ -210,6 +210,8 @@ def _failing(said: list[str], name: str, options: Options, watcher: Any) -> Iter
 
 def _remedy(reason: str, options: Options) -> str:
     """What to do about the reason."""
+    if _NO_DRIVER in reason:
+        return "TensorRT builds on the device, and here is no GPU with a driver for this CUDA"
     if _MEMORY.search(reason):
         limit = options.workspace_bytes
         now = "no limit" if limit is None else f"{limit:,} bytes"

@@ -1,6 +1,7 @@
 """Engines of real ONNX files by the real TensorRT-RTX, for GPUs that are not here."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +168,13 @@ def test_a_batch_that_is_fixed_is_refused(rtx):
 def test_too_little_workspace_names_the_limit_and_its_key(rtx, convolution):
     with pytest.raises(DeviceError, match=r"target\.workspace_bytes \(1 bytes now\)"):
         built(rtx, convolution, workspace_bytes=1)
+
+
+def test_without_a_gpu_to_build_for_the_line_says_so(rtx, convolution):
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is one")
+    with pytest.raises(DeviceError, match="here is no GPU with a driver"):
+        built(rtx, convolution, compute_capability=None)
 
 
 def test_progress_names_segment_and_phase(rtx, convolution):
