@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgekit.errors import DeviceError
 
-__all__ = ["ENGINES", "Engine", "HostMemory", "Memory", "load_engines"]
+__all__ = ["BUILT_ON_DEVICE", "ENGINES", "Engine", "HostMemory", "Memory", "load_engines"]
 
 Array = npt.NDArray[Any]
 Buffer = Any
@@ -102,6 +102,9 @@ ENGINES = {
     "tensorrt": "edgekit.runtime.engines.tensorrt",
 }
 """The module of each engine; it is imported when the first segments are loaded."""
+
+BUILT_ON_DEVICE = frozenset({"tensorrt"})
+"""The engines that load what `edgekit install` built there, not the bundle's own files."""
 
 
 def load_engines(

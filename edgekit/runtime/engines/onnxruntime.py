@@ -68,7 +68,13 @@ def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[OnnxRun
     for name, content in segments:
         try:
             session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
+                content,
+                options,
+                providers=["CPUExecutionProvider"],
+                # Of float16 it leaves a tensor without a type, and a later pass takes the process
+                # down (seen in 1.32: a convolution with attention behind it). Floats run no slower
+                # without.
+                disabled_optimizers=["MatmulTransposeFusion"],
             )
         except Exception as error:
             raise DeviceError(_refusal(name, error)) from None
