@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from edgekit import plan as module
 from edgekit.cache import Cache
+from edgekit.errors import RecipeError
 from edgekit.pipeline import build, carry_out
 from edgekit.plan import STAGES, Plan
 from edgekit.recipe import load_recipe
@@ -71,6 +72,13 @@ def test_the_second_build_runs_nothing_and_gives_the_same_bytes(tiny_recipe, cac
     assert built.evidence["stages"][0]["name"] == "load"
     # It lies there already, so it was not even written.
     assert (tiny_recipe.parent / "out/manifest.json").stat().st_ino == inode
+
+
+def test_sizes_that_vary_are_refused_where_engines_are_built_for_one(tiny_recipe):
+    recipe = load_recipe(str(tiny_recipe), {"input.shape": [1, [8, 16], 8]})
+    assert Plan(recipe, load_target("host"))
+    with pytest.raises(RecipeError, match=r"jetson builds engines for one size, and input is"):
+        Plan(recipe, load_target("jetson"))
 
 
 @pytest.mark.parametrize("damage", ["removed", "changed", "other"])

@@ -4,7 +4,10 @@ from typing import Any
 import pytest
 
 from edgekit.errors import RecipeError
+from edgekit.runtime.tensorrt_api import RTX, find
+from edgekit.runtime.tensorrt_build import capabilities
 from edgekit.target import Target, load_target, target_names
+from edgekit.wheels import pins
 
 TARGET = "engine: onnxruntime\nprecision: fp32\nthreads: 2\nopset: 20\n"
 
@@ -92,3 +95,50 @@ def test_a_missing_key_is_named_with_its_target(tmp_path: Path) -> None:
     text = refused(tmp_path / "mine.yaml")
     assert "mine" in text
     assert "key 'threads' is missing" in text
+
+
+GPU = """\
+engine: tensorrt
+precision: fp16
+threads: 1
+opset: 20
+gpu: {compute_capability: "8.7", tensorrt: ">=10.3,<11"}
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["jetson-xavier", "jetson-agx-xavier", "jetson-xavier-nx", "jetson-nano", "jetson-tx2"]
+)
+def test_a_board_that_cannot_be_served_gets_the_reason_and_the_way_out(name: str) -> None:
+    text = refused(name)
+    assert text.startswith(f"target {name}: Jetson ")
+    assert "JetPack 5" in text and "TensorRT 8.5" in text and "Python 3.8" in text
+    assert "engine: onnxruntime" in text and "--target jetson" in text
+    assert name not in target_names()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"8.7"', '"sm87"', "no compute capability such as"),
+        ('">=10.3,<11"', '"10.3"', "no range of versions such as"),
+        ('">=10.3,<11"', '">=8.5"', "takes in TensorRT before 10"),
+        ("fp16", "int8-dynamic", "has no int8-dynamic"),
+        ("engine: tensorrt", "engine: onnxruntime", "no other engine takes it"),
+        ("gpu:", "board: any  # gpu:", "engine: tensorrt needs gpu"),
+    ],
+)
+def test_a_gpu_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
+    (tmp_path / "mine.yaml").write_text(GPU)
+    assert load_target(str(tmp_path / "mine.yaml")).gpu is not None
+    (tmp_path / "mine.yaml").write_text(GPU.replace(old, new, 1))
+    assert words in refused(tmp_path / "mine.yaml")
+
+
+def test_every_gpu_target_has_a_proof_and_what_it_installs() -> None:
+    for name in target_names():
+        target = load_target(name)
+        assert pins(target.pins or target.engine)
+        if target.gpu is not None:
+            assert target.gpu.proof_capability in capabilities(find((RTX,)))
+            assert target.ir_version and target.memory_bytes and target.machine

@@ -323,9 +323,18 @@ def test_times_measured_on_a_processor_like_this_one_are_believed(
         {"segment_latency_ms": [101.0, 102.0]},
         {"segment_latency_ms": [101.0, 102.0, -103.0]},
         {"segment_latency_ms": None},
+        {"engine": "tensorrt 10.3.0 on Orin (8.7)"},
         {"bundle_id": "another"},
     ],
-    ids=["processor", "no host", "too few", "negative", "none", "of another bundle"],
+    ids=[
+        "processor",
+        "no host",
+        "too few",
+        "negative",
+        "none",
+        "another engine",
+        "of another bundle",
+    ],
 )
 def test_times_of_another_machine_or_none_are_measured_here(
     tiny_bundle: Path, samples: Array, changes: dict[str, Any]
@@ -375,6 +384,7 @@ def test_a_report_that_does_not_fit_is_refused_with_what_to_do(
             f"bundle abc, which has another segment-1.*edgekit bench {built_tiny} --threads 1",
         ),
         ({"threads": 3}, "times at 3 threads, the chain has 1; edgekit bench"),
+        ({"engine": "tensorrt 10.3.0"}, r"times of tensorrt 10\.3\.0, the chain runs in onnxrun"),
         ({"segments": report["segments"][:2]}, "which has another segment-3 than"),
         ({"segments": [{**report["segments"][0], "p90_ms": None}]}, "edgekit bench BUNDLE --json"),
     ):

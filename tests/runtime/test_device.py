@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.bundle.manifest import Requirements, Target
+from edgekit.bundle.manifest import GpuTarget, Requirements, Target
 from edgekit.runtime.device import describe, other_than_target, package_versions, unmet
 
 
@@ -46,7 +46,35 @@ PC = {"machine": "x86_64", "cpu": "Some CPU"}
 
 
 def other(machine: str | None, board: str | None, facts: dict[str, str]) -> str | None:
-    return other_than_target(Target("mine", "onnxruntime", "int8", 4, machine, board), facts)
+    return other_than_target(Target("mine", "onnxruntime", "int8", 4, machine, board, None), facts)
+
+
+T4 = Target(
+    "t4", "tensorrt", "fp16", 1, "x86_64", None,
+    GpuTarget("7.5", ">=10.3,<11", "tensorrt", 2**30, (1, 8), ()),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpu", "engine", "words"),
+    [
+        ({"name": "Tesla T4", "compute_capability": "7.5"}, None, None),
+        ({"name": "Tesla T4", "compute_capability": "7.5"}, "tensorrt", None),
+        ({"name": "NVIDIA A10", "compute_capability": "8.6"}, None, "NVIDIA A10 of compute"),
+        (None, None, "no GPU that CUDA can use"),
+        ({"name": "Tesla T4", "compute_capability": "7.5"}, "onnxruntime", "in onnxruntime"),
+    ],
+)
+def test_a_target_with_a_gpu_is_that_gpu_in_its_own_engine(gpu, engine, words):
+    found = other_than_target(T4, {**PC, "gpu": gpu}, engine)
+    assert (found is None) == (words is None)
+    assert words is None or words in (found or "")
+
+
+def test_the_gpu_is_asked_for_only_where_that_was_said():
+    assert "gpu" not in describe()
+    found = describe(gpu=True)["gpu"]
+    assert found is None or found["compute_capability"]
 
 
 @pytest.mark.parametrize("facts", [PI_4, PC])
