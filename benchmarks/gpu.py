@@ -48,12 +48,13 @@ BATCHES = (1, 8, 32)
 HEAD = """{heading}
 
 Written by `make bench-gpu` ({date}), on {gpu}, compute capability {capability}, CUDA {cuda};
-{versions}. Means in ms over {rounds} rounds, from prepared samples on the host to the decision
-there, everything in FP16 and interleaved in one process; the ratios are what to compare. `plain` is
-the undivided network with its final exit only, `whole` with all exits, PyTorch the model with all
-exits on the same GPU. Digits leave where the bundle's policy says. `resnet18` has random weights
-and sees noise: its thresholds are set so that as many samples leave at each exit, which is no claim
-that a trained one would.
+{versions}.
+Means in ms over {rounds} rounds, from prepared samples on the host to the decision there,
+everything in FP16 and interleaved in one process; the ratios are what to compare. `plain` is the
+undivided network with its final exit only, `whole` with all exits, PyTorch the model with all exits
+on the same GPU. Digits leave where the bundle's policy says. `resnet18` has random weights and sees
+noise: its thresholds are set so that as many samples leave at each exit, which is no claim that a
+trained one would.
 
 """
 
@@ -81,7 +82,9 @@ def main() -> None:
     for network, recipe in NETWORKS.items():
         bundle = built(recipe, options.output / network)
         torch_calls, why = in_pytorch(recipe)
-        if why:
+        if torch_calls:
+            versions[f"PyTorch {sys.modules['torch'].__version__}"] = None
+        else:
             remarks[f"PyTorch is left out: {why}."] = None
         for engine in ENGINES:
             try:
@@ -98,8 +101,6 @@ def main() -> None:
             gc.collect()
     if not rows:
         sys.exit("no engine for a GPU loads here: " + " ".join(remarks))
-    if "torch" in sys.modules:
-        versions[f"PyTorch {sys.modules['torch'].__version__}"] = None
     text = HEAD.format(
         heading=HEADING,
         date=datetime.now(timezone.utc).date(),
