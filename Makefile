@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow bench models pins format clean
+.PHONY: demo test test-slow test-gpu bench bench-gpu models pins format clean
 
 demo: $(READY)
 	$(BIN)/edgekit build recipes/digits/recipe.yaml --target host
@@ -24,8 +24,15 @@ test: $(READY)
 test-slow: $(READY) $(VENV)/models
 	$(BIN)/pytest -m slow
 
+# On a machine with an NVIDIA GPU: `make test` runs these, too, where there is one.
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu tests/gpu
+
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py
 
 models: $(READY) $(VENV)/models
 	$(BIN)/python benchmarks/models.py

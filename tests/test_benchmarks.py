@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import subprocess
 import sys
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import numpy as np
 import pytest
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
+from edgekit.bundle.reader import read_bundle
+from edgekit.errors import DeviceError
+from edgekit.runtime import Chain
+from edgekit.runtime.cuda import find
 from edgekit.tuning.search import Observed, evaluate
 from tests.conftest import ROOT
 
@@ -42,16 +47,69 @@ def test_searches_for_thresholds_are_timed_beside_a_plain_grid():
     assert "would take" in printed[4]
 
 
-@pytest.fixture(scope="module")
-def halves():
-    """`benchmarks/digits_thresholds.py` as a module."""
-    path = ROOT / "benchmarks/digits_thresholds.py"
-    spec = importlib.util.spec_from_file_location("digits_thresholds", path)
+def program(name: str):
+    """One of `benchmarks/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Where its dataclasses look for their annotations.
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def halves():
+    yield from program("digits_thresholds")
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    yield from program("gpu")
+
+
+def test_without_a_gpu_nothing_is_measured_and_the_page_stays(tmp_path):
+    try:
+        find().gpu()
+    except DeviceError as error:
+        said = str(error)
+    else:
+        pytest.skip("this machine has a GPU")
+    page = tmp_path / "page.md"
+    page.write_text("# Benchmarks\n")
+    printed = run("benchmarks/gpu.py", "--page", page, "--output", tmp_path / "built")
+    assert printed == f"there is no GPU here, so nothing was measured: {said}\n"
+    assert page.read_text() == "# Benchmarks\n"
+    assert not (tmp_path / "built").exists()
+
+
+def test_the_section_of_a_gpu_outlives_what_is_measured_without_one(gpu):
+    section = f"{gpu.HEADING}\n\nfigures\n"
+    page = gpu.with_section("# Benchmarks\n\nof a processor\n", section)
+    assert page == f"# Benchmarks\n\nof a processor\n\n{section}"
+    assert gpu.section_of(page) == section
+    assert gpu.with_section("# Benchmarks\n\nanew\n", gpu.section_of(page)).endswith(section)
+    assert gpu.with_section(page, f"{gpu.HEADING}\n\nothers\n").count("figures") == 0
+    assert gpu.section_of((ROOT / "docs/benchmarks.md").read_text()).startswith(gpu.HEADING)
+
+
+def test_thresholds_of_a_network_that_knows_nothing_let_as_many_leave_at_each_exit(gpu, built_tiny):
+    chain = Chain.load(built_tiny)
+    samples = gpu.samples_of(read_bundle(built_tiny))[:24]
+    assert len(gpu.samples_of(read_bundle(built_tiny))) >= gpu.BATCHES[-1]
+    left = Counter(one.exit for one in chain.with_policy(gpu.evenly(chain, samples)).many(samples))
+    assert left == {"first": 8, "second": 8, "last": 8}
+
+
+def test_contenders_are_measured_and_stand_in_one_row(gpu, built_tiny):
+    bundle = read_bundle(built_tiny)
+    chains = gpu.loaded(bundle, "onnxruntime")
+    ms = gpu.measured(chains, {"eager": lambda samples: samples}, bundle, 8, 3)
+    assert ms.keys() == {"plain", "whole", "full depth", "exits", "eager"}
+    assert all(one > 0 for one in ms.values())
+    cells = gpu.row("tiny", "onnxruntime", 8, ms).strip("| ").split(" | ")
+    assert cells[:3] == ["tiny", "onnxruntime", "8"]
+    assert len(cells) == gpu.COLUMNS.count("|") - 1
+    assert cells[-1] == "-"
 
 
 def few(seed, samples=9):

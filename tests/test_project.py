@@ -4,13 +4,17 @@ import importlib
 import json
 import pkgutil
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 import edgekit
 from edgekit.config import Strict
+from edgekit.errors import DeviceError
 from edgekit.recipe import Recipe, load_recipe
+from edgekit.runtime.cuda import find
 from tests.conftest import ROOT
 
 MODULES = sorted(
@@ -19,6 +23,19 @@ MODULES = sorted(
 )  # fmt: skip
 POLICY = {"thresholds": 0.5}
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_proofs_on_a_gpu_that_were_asked_for_and_did_not_run_are_no_success():
+    try:
+        find().gpu()
+    except DeviceError:
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        assert ended.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+        assert "no proof ran on a GPU" in ended.stdout
+        assert "no GPU: " in ended.stdout
+    else:
+        pytest.skip("this machine has a GPU, so they run")
 
 
 @pytest.mark.parametrize("name", MODULES)

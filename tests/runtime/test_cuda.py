@@ -208,6 +208,7 @@ class PyCudaStandIn:
     def __init__(self) -> None:
         self.local = threading.local()
         self.memory: dict[int, np.ndarray] = {}
+        self.retained = self.pushed = 0
 
     def init(self) -> None:
         pass
@@ -218,13 +219,18 @@ class PyCudaStandIn:
 
     def Device(self, number: int) -> Any:
         def push() -> None:
+            self.pushed += 1
             self.local.pushed = True
+
+        def retain() -> Any:
+            self.retained += 1
+            return SimpleNamespace(push=push)
 
         return SimpleNamespace(
             name=lambda: "Tegra X1",
             compute_capability=lambda: (5, 3),
             total_memory=lambda: 4096,
-            retain_primary_context=lambda: SimpleNamespace(push=push),
+            retain_primary_context=retain,
         )
 
     def get_driver_version(self) -> int:
@@ -302,6 +308,7 @@ def test_pycuda_has_its_context_in_every_thread_and_frees_what_it_gave() -> None
     np.testing.assert_array_equal(kept_by_another_thread(found, samples), samples[[1, 3]])
     gc.collect()
     assert not module.memory
+    assert (module.retained, module.pushed) == (1, 2), "once, and once in each thread"
 
 
 def test_what_pycuda_refuses_is_a_device_error() -> None:
