@@ -1,12 +1,15 @@
 """What the commands print and write when all is well."""
 
 import dataclasses
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
 
 from edgekit.runtime.device import describe
+from tests.runtime import boards
 
 COMMANDS = [
     "build", "inspect", "run", "verify", "bench", "report", "compare", "targets", "doctor",
@@ -210,6 +213,24 @@ def test_targets_lists_host(cli):
     (host,) = (one for one in json.loads(ended.out) if one["name"] == "host")
     assert host["engine"] == "onnxruntime"
     assert "host" in ended.err
+
+
+def test_bench_prints_energy_where_a_boards_power_can_be_read(
+    cli, built_tiny, tmp_path, monkeypatch
+):
+    from edgekit.runtime import bench as library
+
+    root = boards.orin_nano(tmp_path)
+    boards.lay(root, {"sys/class/devfreq/17000000.gpu/min_freq": 306000000})
+    measure = functools.partial(library.bench, root=root, energy_s=0.05)
+    monkeypatch.setattr(library, "bench", measure)
+    ended = cli("bench", built_tiny, "--rounds", 1)
+    assert ended.code == 0
+    assert "JetPack 6.2, power mode MAXN_SUPER, 49 to 49 degrees" in ended.out
+    assert "sudo jetson_clocks" in ended.out
+    assert "Energy of an inference in mJ" in ended.out
+    assert "VDD_IN; idle 5.00 W" in ended.out
+    assert re.search(r"^to second +[0-9.]+ +-?[0-9.]+ +5\.00 ", ended.out, re.MULTILINE)
 
 
 def test_doctor_finds_what_the_tests_run_on(cli):
