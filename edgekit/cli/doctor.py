@@ -9,6 +9,7 @@ import typer
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, Terminal
 from edgekit.errors import DeviceError
+from edgekit.runtime import nvidia
 from edgekit.runtime.device import describe, other_than_target, package_versions, unmet
 from edgekit.runtime.engines import ENGINES
 
@@ -28,7 +29,11 @@ def doctor(
     facts = describe()
     for key in ("cpu", "machine", "cores", "system", "python"):
         terminal.line(f"{key:<10}{facts[key]}")
-    terminal.line(f"{'memory':<10}{facts['memory_bytes'] / 1e9:.1f} GB\n")
+    terminal.line(f"{'memory':<10}{facts['memory_bytes'] / 1e9:.1f} GB")
+    gpu = nvidia.look()
+    if gpu is not None:
+        _print_gpu(terminal, gpu)
+    terminal.line()
     engines = [name for name in ENGINES if importlib.util.find_spec(name)]
     images = package_versions(("pillow",))
     host = package_versions(HOST_PACKAGES)
@@ -40,6 +45,8 @@ def doctor(
         advice.append("read image files: pip install 'edgekit[images]'")
     if lacking and bundle is None:  # Who has a bundle here is on a device.
         advice.append(f"build bundles ({', '.join(lacking)}): pip install 'edgekit[build]'")
+    if gpu is not None:
+        advice += nvidia.advice(gpu)
     found = {**facts["packages"], **images, **host}
     for name, version in found.items():
         terminal.line(f"{name:<16}{version}")
@@ -47,6 +54,7 @@ def doctor(
     terminal.line(f"run bundles      {'yes, with ' + ', '.join(engines) if engines else 'no'}")
     terminal.line(f"build bundles    {'no' if lacking else 'yes'}")
     report = {**facts, "engines": engines, "host_packages": host, "advice": advice}
+    report["nvidia"] = None if gpu is None else {**gpu.facts(), "refusal": nvidia.refusal(gpu)}
     if bundle is not None:
         manifest = read_bundle(bundle).manifest
         wishes = unmet(manifest.requirements, facts)
@@ -65,3 +73,22 @@ def doctor(
     terminal.json(report)
     if not engines:
         raise DeviceError("no inference engine is installed: pip install 'edgekit[onnxruntime]'")
+
+
+def _print_gpu(terminal: Terminal, gpu: nvidia.Nvidia) -> None:
+    facts = gpu.facts()
+    jetpack = f"{facts['jetpack'] or 'unknown'} (Jetson Linux {facts['jetson_linux'] or 'unknown'})"
+    told = {
+        "board": facts["board"],
+        "jetpack": jetpack if gpu.board is not None else None,
+        "power": facts["power_mode"],
+        "gpu": ", ".join(facts["gpus"]),
+        "driver": facts["driver"],
+        "gpu python": ", ".join(facts["python_modules"]),
+    }
+    for key, value in told.items():
+        if value:
+            terminal.line(f"{key:<10}{value}")
+    refused = nvidia.refusal(gpu)
+    if refused is not None:
+        terminal.line(f"\n{refused}")

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from edgekit.runtime import nvidia
 from edgekit.runtime.device import describe
 from tests.runtime import boards
 
@@ -241,6 +242,46 @@ def test_doctor_finds_what_the_tests_run_on(cli):
     assert report["host_packages"]["torch"].startswith("2.")
     assert report["advice"] == []
     assert "build bundles    yes" in ended.err
+
+
+@pytest.fixture
+def on_board(monkeypatch, tmp_path):
+    """Doctor looks at the board of this folder, from a bare Python 3.10 in an environment."""
+    python = nvidia.Python("3.10", virtual=True, modules=("pycuda",))
+    look = functools.partial(nvidia.look, tmp_path, python)
+    monkeypatch.setattr("edgekit.cli.doctor.nvidia.look", look)
+    return tmp_path
+
+
+def test_doctor_says_what_a_jetson_is_and_what_it_lacks(cli, on_board):
+    boards.orin_nano(on_board)
+    ended = cli("doctor", "--json", "-")
+    assert ended.code == 0
+    for line in (
+        "board     NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+        "jetpack   6.2 (Jetson Linux 36.4.3)",
+        "power     MAXN_SUPER",
+        "To use TensorRT: sudo apt install python3-libnvinfer",
+    ):
+        assert f"{line}\n" in ended.err
+    report = json.loads(ended.out)
+    assert report["nvidia"]["power_mode"] == "MAXN_SUPER"
+    assert report["nvidia"]["refusal"] is None
+    assert "use TensorRT: sudo apt install python3-libnvinfer" in report["advice"]
+
+
+def test_doctor_says_of_a_xavier_that_its_tensorrt_is_too_old(cli, on_board):
+    boards.lay(
+        on_board,
+        {
+            "proc/device-tree/model": "NVIDIA Jetson AGX Xavier\0",
+            "etc/nv_tegra_release": "# R35 (release), REVISION: 4.1, GCID: 33958178",
+        },
+    )
+    ended = cli("doctor")
+    assert ended.code == 0
+    assert "JetPack 5.1.2 has TensorRT 8" in ended.out
+    assert "To use TensorRT" not in ended.out
 
 
 def test_doctor_says_what_a_bundle_wants_and_how_to_get_it(cli, built_tiny, monkeypatch):
