@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgekit.runtime.power import PowerMeter
+from edgekit.runtime.power import INTERVAL_S, PowerMeter
 from edgekit.runtime.preprocess import Sample
 
 __all__ = ["PHASE_S", "Cost", "measure"]
@@ -20,7 +20,10 @@ PHASE_S = 3.0
 """How long each contender runs alone, and at least: whole passes over the samples."""
 
 _LEAD = 0.1
-"""The share of that time that it runs before, so that clocks and sensors have followed."""
+"""The share of that time that it runs before, so that clocks have followed."""
+
+_LEAD_S = 2 * INTERVAL_S
+"""And at least so long, so that a reading of what ran before is none of its own."""
 
 Run = Callable[[Sample], object]
 
@@ -56,7 +59,7 @@ def measure(
     chosen = [samples[row] for row in order.permutation(rows)]
     with meter:
         step("idle power")
-        time.sleep(phase_s * _LEAD)
+        time.sleep(max(phase_s * _LEAD, _LEAD_S))
         began = time.perf_counter()
         time.sleep(phase_s)
         idle_s = (began, time.perf_counter())
@@ -91,7 +94,7 @@ def measure(
 def _phase(run: Run, samples: Sequence[Sample], phase_s: float) -> tuple[float, float, int]:
     """When it began and ended, and how often it ran: whole passes, after a while to get going."""
     endless = itertools.cycle(samples)
-    led_until = time.perf_counter() + phase_s * _LEAD
+    led_until = time.perf_counter() + max(phase_s * _LEAD, _LEAD_S)
     while time.perf_counter() < led_until:
         run(next(endless))
     began, count = time.perf_counter(), 0

@@ -134,7 +134,7 @@ class Rail(NamedTuple):
 class Clock(NamedTuple):
     """A clock in MHz: as it is, the least and the most that the kernel allows it just now.
 
-    `mode_mhz` is the most in this power mode, None where the mode does not tell.
+    `mode_mhz` is the most in this power mode, None where the mode sets no limit or is not known.
     """
 
     mhz: float
@@ -385,10 +385,9 @@ def _gpu_clock(limits: dict[str, int | None], root: Path) -> Clock | None:
             int(x)
             for x in re.findall(r"[0-9]{1,19}", _text(folder / "available_frequencies") or "")
         ]
-        mode_hz = None
-        if "GPU" in limits and steps:
-            limit = limits["GPU"] or max(steps)
-            mode_hz = max([one for one in steps if one <= limit], default=limit)
+        mode_hz = limits.get("GPU")
+        if mode_hz is not None:  # The clock has steps, of which the mode need not name one.
+            mode_hz = max((one for one in steps if one <= mode_hz), default=mode_hz)
         return _clock(hz, mode_hz, 1e6)
     return None
 
@@ -396,19 +395,19 @@ def _gpu_clock(limits: dict[str, int | None], root: Path) -> Clock | None:
 def _cpu_clock(limits: dict[str, int | None], root: Path) -> Clock | None:
     """Of the fastest core: which one a program runs on, nobody knows."""
     found = []
-    fastest = 0
     for folder in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq")):
         now, least, most = (
             _number(folder / f"scaling_{one}_freq") for one in ("cur", "min", "max")
         )
         if now is not None and least is not None and most is not None:
             found.append((now, least, most))
-            fastest = max(fastest, _number(folder / "cpuinfo_max_freq") or most)
     if not found:
         return None
-    allowed = [limit or fastest for name, limit in limits.items() if name.startswith("CPU")]
+    allowed = [limit for name, limit in limits.items() if name.startswith("CPU")]
+    # One cluster without a limit is enough for the fastest core to have none.
+    mode_khz = None if None in allowed else max(filter(None, allowed), default=None)
     now, least, most = (max(column) for column in zip(*found, strict=True))
-    return _clock((now, least, most), max(allowed, default=None), 1e3)
+    return _clock((now, least, most), mode_khz, 1e3)
 
 
 def _clock(now_least_most: Sequence[int | None], mode: int | None, unit: float) -> Clock | None:

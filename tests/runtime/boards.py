@@ -63,7 +63,6 @@ def orin_nano(root: Path, mode: int = 2) -> Path:
         "816000000 918000000 1020000000",
         **{f"{gpu}/{one}_freq": 1020000000 for one in ("cur", "min", "max")},
         **{f"{cpu.format(n)}/scaling_{x}_freq": 1728000 for n in range(6) for x in CPU},
-        **{f"{cpu.format(n)}/cpuinfo_max_freq": 1728000 for n in range(6)},
         "sys/class/devfreq/15340000.vic/cur_freq": 115200000,
     }
     for index, (name, degrees) in enumerate(

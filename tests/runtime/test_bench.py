@@ -213,11 +213,11 @@ ENERGY_S = 0.3
 def test_each_contender_has_the_energy_of_its_own_phase(on_a_board: Report) -> None:
     energy = on_a_board["energy"]
     assert (energy["rails"], energy["source"]) == (["VDD_IN"], "ina3221")
-    assert energy["idle_mw"] == pytest.approx(5000, rel=0.02)
-    assert energy["plain"]["mean_mw"] == pytest.approx(9000, rel=0.02)
+    assert energy["idle_mw"] == pytest.approx(5000, rel=0.05)
+    assert energy["plain"]["mean_mw"] == pytest.approx(9000, rel=0.05)
     others = [energy[name] for name in ("chain", "whole", "full_depth")]
     for one in (*others, *energy["beside"], *energy["exits"]):
-        assert one["mean_mw"] == pytest.approx(7000, rel=0.02)
+        assert one["mean_mw"] == pytest.approx(7000, rel=0.05)
         assert one["seconds"] >= ENERGY_S
         assert one["inferences"] % energy["samples"] == 0
         assert one["mj"] * one["inferences"] == pytest.approx(one["mean_mw"] * one["seconds"])

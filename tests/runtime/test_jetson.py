@@ -212,7 +212,7 @@ def taken(root: Path) -> jetson.Snapshot:
 def test_a_snapshot_tells_temperatures_clocks_and_events(tmp_path: Path) -> None:
     found = taken(boards.orin_nano(tmp_path))
     assert found.temperatures_c == {"cpu": 47.687, "gpu": 48.625}
-    assert found.clocks == {"gpu": (1020, 1020, 1020, 1020), "cpu": (1728, 1728, 1728, 1728)}
+    assert found.clocks == {"gpu": (1020, 1020, 1020, None), "cpu": (1728, 1728, 1728, None)}
     assert found.events == {"oc1": 0, "oc2": 15, "oc3": 37}
     assert found.alerts == ()
 
@@ -262,8 +262,22 @@ def test_a_clock_at_a_slower_power_modes_limit_is_not_throttled(tmp_path: Path) 
         for one in boards.CPU
     }
     found = taken(boards.lay(tmp_path, clocks))
-    assert found.clocks["gpu"].mode_mhz == 612
+    assert found.clocks == {"gpu": (612, 612, 612, 612), "cpu": (1497.6, 1497.6, 1497.6, 1497.6)}
     assert jetson.throttling([found, found]) == []
+
+
+def test_a_clock_that_was_lowered_before_the_run_is_throttled_all_the_same(tmp_path: Path) -> None:
+    boards.orin_nano(tmp_path, mode=0)
+    lowered = {"sys/class/devfreq/17000000.gpu/max_freq": 408000000}
+    found = taken(boards.lay(tmp_path, lowered))
+    assert jetson.throttling([found]) == ["the GPU's clock held at 408 of 612 MHz"]
+
+
+def test_a_limit_between_two_steps_of_a_clock_is_the_lower_one(tmp_path: Path) -> None:
+    boards.orin_nano(tmp_path, mode=0)
+    conf = tmp_path / "etc/nvpmodel.conf"
+    conf.write_text(conf.read_text().replace("612000000", "700000000"))
+    assert taken(tmp_path).clocks["gpu"].mode_mhz == 612
 
 
 def test_clocks_that_follow_the_load_are_noted_with_the_way_to_hold_them(tmp_path: Path) -> None:
