@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,21 +18,31 @@ if TYPE_CHECKING:
     from edgekit.stages import Part
     from edgekit.target import Target
 
-__all__ = ["TOOLS", "Backend", "Crossing", "Features", "IntegerWork", "Quantized", "backend_for"]
+__all__ = [
+    "RTX_PACKAGE",
+    "TOOLS",
+    "Backend",
+    "Crossing",
+    "Features",
+    "IntegerWork",
+    "Quantized",
+    "backend_for",
+    "checked_with",
+]
 
-TOOLS = {
-    "onnxruntime": (
-        "torch",
-        "onnx",
-        "onnx-ir",
-        "onnxoptimizer",
-        "onnxruntime",
-        "onnxscript",
-        "onnxslim",
-        "numpy",
-        "pillow",
-    )
-}
+_ONNX_TOOLS = (
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxoptimizer",
+    "onnxruntime",
+    "onnxscript",
+    "onnxslim",
+    "numpy",
+    "pillow",
+)
+
+TOOLS = {"onnxruntime": _ONNX_TOOLS, "tensorrt": _ONNX_TOOLS}
 """The packages whose versions decide what comes out, per engine; named without importing them."""
 
 Array = npt.NDArray[Any]
@@ -88,6 +98,9 @@ class Backend(Protocol):
         Raises BuildError that names the part and the operator where that cannot be.
         """
 
+    integer_remedy: str
+    """What to do where the engine does too little on integers, as the end of a message."""
+
     passes: dict[str, tuple[str, ...]]
     """What optimizes a part, in order and by name: the passes of an entry can run as one."""
 
@@ -106,13 +119,16 @@ class Backend(Protocol):
         part: Part[bytes],
         features: Features | None,
         entering: Mapping[str, Crossing],
+        later: Sequence[Part[bytes]],
         options: Quantize,
         target: Target,
     ) -> Quantized:
-        """The part in the target's precision; heads and logits stay float32.
+        """The part in the target's precision; heads stay in float, and logits are float32.
 
         `features` shows the ranges of what is to be integers (`int8` alone asks), `entering` says
-        how the part's inputs cross where not as float32. Raises BuildError that names the part.
+        how the part's inputs cross where not as float32. `later` has the parts behind this one in
+        its chain, not quantized yet: what they read may say how it crosses. Raises BuildError that
+        names the part.
         """
 
     def integer_work(
@@ -124,7 +140,8 @@ class Backend(Protocol):
     ) -> IntegerWork:
         """What the engine does on integers of `after`, which `before` is come to.
 
-        Read from the graph that the engine executes on the target, after its own optimizations.
+        Read from the graph that the engine executes on the target, after its own optimizations;
+        where the types in the file oblige the engine, from the file.
         `shapes` has the tensors' shapes for one sample, without the batch.
         """
 
@@ -132,7 +149,18 @@ class Backend(Protocol):
         """Operators in the file, for the evidence."""
 
 
-_BACKENDS = {"onnxruntime": "edgekit.backends.onnxruntime:OnnxRuntimeBackend"}
+RTX_PACKAGE = "tensorrt-rtx-cu13-libs"
+"""TensorRT-RTX, which proves that segments can be built for a GPU that is not here."""
+
+_BACKENDS = {
+    "onnxruntime": "edgekit.backends.onnxruntime:OnnxRuntimeBackend",
+    "tensorrt": "edgekit.backends.tensorrt:TensorRTBackend",
+}
+
+
+def checked_with(engine: str) -> str:
+    """What runs an engine's segments where they are built: it reads the same files, anywhere."""
+    return "onnxruntime" if engine == "tensorrt" else engine
 
 
 def backend_for(engine: str) -> Backend:

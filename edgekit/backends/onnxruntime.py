@@ -5,7 +5,7 @@ import hashlib
 import math
 import platform
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,11 @@ class OnnxRuntimeBackend:
     """See `edgekit.backends.Backend`."""
 
     suffix = ".onnx"
+    integer_remedy = (
+        "ONNX Runtime has fast integer kernels on x86 for unsigned activations only "
+        "(--set target.activations=uint8), and for some operators none; use others, lower "
+        "quantize.min_integer_share, or build for fp32"
+    )
     passes = {  # noqa: RUF012  (a constant of the class)
         "fold": ("fold",),
         "onnxoptimizer": tuple(
@@ -93,6 +98,7 @@ class OnnxRuntimeBackend:
                 f"{part.name}: asked for ONNX opset {target.opset}, got {opset}; "
                 f"--set target.opset={opset} if the device reads that"
             )
+        _age(model, target.ir_version, part.name)
         return _bytes(model, part.name)
 
     def apply(self, passes: tuple[str, ...], part: Part[bytes]) -> bytes:
@@ -108,6 +114,8 @@ class OnnxRuntimeBackend:
         except Exception as error:  # Of these libraries' own making: anything may come.
             raise BuildError(describe_failure(error)) from error
         _forget_origins(model)
+        # Whatever the passes write; nothing that they add is newer than the opset.
+        model.ir_version = before.ir_version
         if _meaning(ir.to_proto(model)) == known:
             return part.program
         return _bytes(model, part.name)
@@ -117,21 +125,15 @@ class OnnxRuntimeBackend:
         part: Part[bytes],
         features: Features | None,
         entering: Mapping[str, Crossing],
+        later: Sequence[Part[bytes]],
         options: Quantize,
         target: Target,
     ) -> Quantized:
         """See `Backend.quantize`."""
-        leaving: dict[str, Crossing] = {}
         try:
             # The tools remark on the root logger that they would rather prepare the model.
             with quiet("root"):
-                if target.precision == "int8":
-                    assert features is not None  # noqa: S101  (see Backend.quantize)
-                    model, leaving = to_int8(part, features, entering, options, target.activations)
-                elif target.precision == "int8-dynamic":
-                    model = to_int8_dynamic(part)
-                else:
-                    model, leaving = to_float16(part, entering)
+                model, leaving = self._converted(part, features, entering, later, options, target)
         except EdgekitError:
             raise
         except Exception as error:  # Of many types, from deep inside the tools.
@@ -141,7 +143,28 @@ class OnnxRuntimeBackend:
         result = ir.from_proto(model)
         result.graph.sort()
         _forget_origins(result)
+        _age(result, target.ir_version, part.name)
         return Quantized(_bytes(result, part.name), leaving)
+
+    def _converted(
+        self,
+        part: Part[bytes],
+        features: Features | None,
+        entering: Mapping[str, Crossing],
+        later: Sequence[Part[bytes]],
+        options: Quantize,
+        target: Target,
+    ) -> tuple[onnx.ModelProto, dict[str, Crossing]]:
+        """The part in the target's precision, and how what it gives crosses: see `quantize`.
+
+        ONNX Runtime's tools put Q/DQ behind what they quantize, whoever reads it later.
+        """
+        if target.precision == "int8":
+            assert features is not None  # noqa: S101  (see Backend.quantize)
+            return to_int8(part, features, entering, options, target.activations)
+        if target.precision == "int8-dynamic":
+            return to_int8_dynamic(part), {}
+        return to_float16(part, entering)
 
     def integer_work(
         self,
@@ -342,6 +365,20 @@ def _forget_origins(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
+
+
+def _age(model: ir.Model, most: int | None, name: str) -> None:
+    """Give the model an IR version of `most`. Raises BuildError where its opset came later."""
+    if most is None or model.ir_version is None or model.ir_version <= most:
+        return
+    opsets = [onnx.helper.make_opsetid(*one) for one in model.opset_imports.items()]
+    least = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+    if least > most:
+        raise BuildError(
+            f"{name}: ONNX opset {model.opset_imports['']} came with IR version {least}, and "
+            f"target.ir_version is {most}: lower target.opset"
+        )
+    model.ir_version = most
 
 
 def _bytes(model: ir.Model, name: str) -> bytes:

@@ -222,9 +222,13 @@ def print_tuned(terminal: Terminal, tuned: dict[str, Any]) -> None:
 
 
 def _next(manifest: Manifest, folder: Path) -> str:
-    if other_than_target(manifest.target, describe()) is None:
+    gpu = manifest.target.gpu
+    if other_than_target(manifest.target, describe(gpu=gpu is not None)) is None:
         return f"edgekit bench {folder}"
+    # What builds engines comes with the system there, not with these requirements.
+    see, then = (" --system-site-packages", "edgekit install") if gpu else ("", "")
     return (
-        "copy the folder to the device; there, python3 -m venv ~/edgekit and "
+        f"copy the folder to the device; there, python3 -m venv{see} ~/edgekit and "
         f"~/edgekit/bin/pip install -r {folder.name}/install/requirements.txt"
+        + (f"; then ~/edgekit/bin/{then} {folder.name}" if then else "")
     )

@@ -1,8 +1,7 @@
 """`edgekit doctor`: what this machine can do, and what it lacks."""
 
-import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +10,6 @@ from edgekit.cli.output import JsonOption, Terminal
 from edgekit.errors import DeviceError
 from edgekit.runtime import nvidia
 from edgekit.runtime.device import describe, other_than_target, package_versions, unmet
-from edgekit.runtime.engines import ENGINES
 
 __all__ = ["doctor"]
 
@@ -26,15 +24,15 @@ def doctor(
 ) -> None:
     """Say what this machine is, whether it can run and build bundles, and what would help."""
     terminal = Terminal(json_to)
-    facts = describe()
+    gpu = nvidia.look()
+    facts = describe(gpu=gpu is not None)
     for key in ("cpu", "machine", "cores", "system", "python"):
         terminal.line(f"{key:<10}{facts[key]}")
     terminal.line(f"{'memory':<10}{facts['memory_bytes'] / 1e9:.1f} GB")
-    gpu = nvidia.look()
     if gpu is not None:
-        _print_gpu(terminal, gpu)
+        _print_gpu(terminal, gpu, facts["gpu"])
     terminal.line()
-    engines = [name for name in ENGINES if importlib.util.find_spec(name)]
+    engines = nvidia.engines(gpu)
     images = package_versions(("pillow",))
     host = package_versions(HOST_PACKAGES)
     lacking = [name for name in HOST_PACKAGES if name not in host]
@@ -75,14 +73,17 @@ def doctor(
         raise DeviceError("no inference engine is installed: pip install 'edgekit[onnxruntime]'")
 
 
-def _print_gpu(terminal: Terminal, gpu: nvidia.Nvidia) -> None:
+def _print_gpu(terminal: Terminal, gpu: nvidia.Nvidia, of_cuda: dict[str, Any] | None) -> None:
     facts = gpu.facts()
+    names = facts["gpus"]
+    if of_cuda is not None:
+        names = ["{name}, compute capability {compute_capability}, CUDA {cuda}".format(**of_cuda)]
     jetpack = f"{facts['jetpack'] or 'unknown'} (Jetson Linux {facts['jetson_linux'] or 'unknown'})"
     told = {
         "board": facts["board"],
         "jetpack": jetpack if gpu.board is not None else None,
         "power": facts["power_mode"],
-        "gpu": ", ".join(facts["gpus"]),
+        "gpu": ", ".join(names),
         "driver": facts["driver"],
         "gpu python": ", ".join(facts["python_modules"]),
     }

@@ -21,10 +21,11 @@ from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime import energy, jetson, power, preprocess
-from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Shapes, left_at
+from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Shapes, contents, left_at
 from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
+from edgekit.runtime.engines import HostMemory
 from edgekit.runtime.preprocess import Sample, Samples
 from edgekit.runtime.verify import load_array, load_arrays
 
@@ -107,6 +108,7 @@ def bench(
     inputs: Samples,
     labels: Array | None,
     *,
+    engine: str | None = None,
     threads: int | None = None,
     rounds: int = 10,
     policy: Policy | None = None,
@@ -119,11 +121,12 @@ def bench(
 
     `inputs` are prepared tensors `[samples, *shape]`, by name where there are several, or where
     sizes vary a list of them sample by sample; `labels` is int64 `[samples]` or None. Each sample
-    is measured `rounds` times. The chain is measured under `policy`, which is the bundle's own by
-    default. Where a board's power can be read, each contender then runs alone for `energy_s`
-    seconds, and so does the chain to each exit; 0 leaves that out. `root` stands for `/` where the
-    board is looked at. Returns the report as plain data; `docs/reference.md` lists its keys. Raises
-    DeviceError where an engine fails, InputError where the samples do not fit.
+    is measured `rounds` times, in `engine`, the target's by default. The chain is measured under
+    `policy`, which is the bundle's own by default. Where a board's power can be read, each
+    contender then runs alone for `energy_s` seconds, and so does the chain to each exit; 0 leaves
+    that out. `root` stands for `/` where the board is looked at. Returns the report as plain data;
+    `docs/reference.md` lists its keys. Raises DeviceError where an engine fails, InputError where
+    the samples do not fit.
     """
     manifest = bundle.manifest
     threads = threads or threads_here(manifest.target.threads)
@@ -134,19 +137,19 @@ def bench(
         labels = None  # Its exits tell no classes: there is nothing to count.
     if labels is not None:
         labels = preprocess.check_labels(labels, len(samples), len(manifest.labels))
-    chain = Chain.from_bundle(bundle, threads=threads)
+    chain = Chain.from_bundle(bundle, engine=engine, threads=threads)
     if policy is not None:
         chain = chain.with_policy(policy)
     refusing = replace(chain.spec.policy, thresholds=(math.inf,) * (len(chain.spec.segments) - 1))
     (baselines,) = (pair for pair in manifest.baselines if pair.variant == manifest.variant().name)
     contenders = {
         "chain": chain,
-        "plain": _undivided(bundle, baselines.plain, threads),
-        "whole": _undivided(bundle, baselines.whole, threads),
+        "plain": _undivided(bundle, baselines.plain, engine, threads),
+        "whole": _undivided(bundle, baselines.whole, engine, threads),
         "full_depth": chain.with_policy(refusing),
     }
     for number, other in enumerate(beside):
-        contenders[f"beside-{number}"] = Chain.from_bundle(other, threads=threads)
+        contenders[f"beside-{number}"] = Chain.from_bundle(other, engine=engine, threads=threads)
     board = jetson.find(root)
     seen: list[jetson.Snapshot] = []
 
@@ -170,15 +173,17 @@ def bench(
     look()
     met = None if board is None else jetson.conditions(board, seen)
     most_spread = MOST_ROUND_SPREAD if met is None else MOST_ROUND_SPREAD_JETSON
-    reasons = _doubts(measured, cpu_share if threads == 1 else 1.0, most_spread, vary=vary)
+    if threads > 1 or not isinstance(chain.engines[0].memory, HostMemory):
+        cpu_share = 1.0  # A processor that waits for a GPU, or for its other cores, is not taken.
+    reasons = _doubts(measured, cpu_share, most_spread, vary=vary)
     if met is not None:
         reasons += [f"the board was throttled: {one}" for one in met["throttled"]]
         if spent is None and energy_s:
             met["notes"].append("the power rails could not be read, so there is no energy")
     if labels is None and manifest.labels:
         reasons.append("the samples have no labels, so they may be noise")
-    device = describe()
-    other_device = other_than_target(manifest.target, device)
+    device = describe(gpu=manifest.target.gpu is not None)
+    other_device = other_than_target(manifest.target, device, engine)
 
     def summary(name: str) -> dict[str, Any]:
         one = measured[name]
@@ -248,7 +253,12 @@ def bench(
     return report
 
 
-def brief(bundle: Bundle, step: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
+def brief(
+    bundle: Bundle,
+    *,
+    engine: str | None = None,
+    step: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any] | None:
     """What `bench` says of some of the samples that the bundle carries, in a few seconds.
 
     None where it carries none. Raises as `bench`.
@@ -257,13 +267,14 @@ def brief(bundle: Bundle, step: Callable[[str], None] = lambda text: None) -> di
     if carried is None:
         return None
     samples, labels = preprocess.unstack(carried[0]), carried[1]
-    once_ms = sum(Chain.from_bundle(bundle).measure())
+    once_ms = sum(Chain.from_bundle(bundle, engine=engine).measure())
     most = max(_LEAST_BRIEF, int(_BRIEF_MS / (_BRIEF_ROUNDS * _RUNS_A_SAMPLE * once_ms)))
     rows = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples)), dtype=int))
     return bench(
         bundle,
         [samples[row] for row in rows],
         None if labels is None else labels[rows],
+        engine=engine,
         rounds=_BRIEF_ROUNDS,
         step=step,
         energy_s=0,
@@ -364,8 +375,9 @@ def verdict(report: dict[str, Any]) -> str:
     return text
 
 
-def _undivided(bundle: Bundle, segment: Segment, threads: int) -> Chain:
+def _undivided(bundle: Bundle, segment: Segment, engine: str | None, threads: int) -> Chain:
     manifest = bundle.manifest
+    engine = engine or manifest.target.engine
     spec = ChainSpec(
         manifest.inputs,
         manifest.labels,
@@ -374,7 +386,7 @@ def _undivided(bundle: Bundle, segment: Segment, threads: int) -> Chain:
         Policy(_alone(manifest.policy.criterion), ()),
     )
     return Chain.from_segments(
-        spec, [bundle.read(segment.path)], engine=manifest.target.engine, threads=threads
+        spec, contents(bundle, (segment,), engine), engine=engine, threads=threads
     )
 
 

@@ -195,7 +195,8 @@ def parse_tegrastats(line: str) -> Tegrastats | None:
     degrees = re.findall(r"(?<!\S)([A-Za-z]\w*)@(-?[0-9]{1,4}(?:\.[0-9]{1,9})?)C", line)
     # In mW from release 34 on, and without a unit before; the second figure is the mean so far.
     powers = re.findall(
-        r"(?<!\S)([A-Z][A-Z0-9_]*) (-?[0-9]{1,9})(?:mW(?:/-?[0-9]{1,9}mW)*|(?:/[0-9]{1,9})+)(?!\S)",
+        r"(?<!\S)(?!I?RAM |SWAP )([A-Z][A-Z0-9_]*) (-?[0-9]{1,9})"
+        r"(?:mW(?:/-?[0-9]{1,9}mW)*|(?:/[0-9]{1,9})+)(?!\S)",
         line,
     )
     return Tegrastats(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import DeviceError
 from edgekit.runtime import jetson, tensorrt_api
+from edgekit.runtime.engines import ENGINES
 
-__all__ = ["Nvidia", "Python", "advice", "look", "refusal"]
+__all__ = ["Nvidia", "Python", "advice", "engines", "look", "refusal"]
 
 CUDA_MODULES = ("cuda.bindings", "cuda.cudart", "pycuda")
 """Any of these gives Python buffers on the GPU."""
@@ -62,8 +62,8 @@ class Python:
 class Nvidia:
     """A machine with a GPU of NVIDIA's: a Jetson, or one with a card and its driver.
 
-    `gpus` are their names, `system_tensorrt` says that the system's Python has TensorRT's module,
-    `closed` names what this user may not open in /dev.
+    `gpus` are the cards that the driver lists, `system_tensorrt` says that the system's Python has
+    TensorRT's module, `closed` names what this user may not open in /dev.
     """
 
     board: jetson.Jetson | None
@@ -96,7 +96,7 @@ def look(root: Path = jetson.ROOT, python: Python | None = None) -> Nvidia | Non
     devices = [root / "dev" / name for name in _DEVICES]
     return Nvidia(
         board,
-        _gpus(cards, root),
+        cards,
         _driver(root),
         python or Python.here(),
         any(root.glob("usr/lib/python3*/dist-packages/tensorrt/__init__.py")),
@@ -106,6 +106,18 @@ def look(root: Path = jetson.ROOT, python: Python | None = None) -> Nvidia | Non
             if one.exists() and not os.access(one, os.R_OK | os.W_OK)
         ),
     )
+
+
+def engines(found: Nvidia | None) -> list[str]:
+    """The engines that run here, as far as Python has what they need; `found` is of `look`."""
+    here = {"onnxruntime": _importable("onnxruntime")}
+    if found is not None and refusal(found) is None:
+        modules = set(found.python.modules)
+        cuda = bool(modules & set(CUDA_MODULES))
+        tensorrt = {tensorrt_api.FULL, tensorrt_api.RTX}
+        here["onnxruntime-cuda"] = cuda and "onnxruntime-gpu" in modules
+        here["tensorrt"] = cuda and bool(modules & tensorrt)
+    return [name for name in ENGINES if here.get(name)]
 
 
 def refusal(found: Nvidia) -> str | None:
@@ -189,19 +201,6 @@ def _cards(root: Path) -> tuple[str, ...]:
         if named is not None:
             found.append(named[1].strip())
     return tuple(found)
-
-
-def _gpus(cards: tuple[str, ...], root: Path) -> tuple[str, ...]:
-    """With CUDA's own words for the first where Python can ask it, else as the driver has them."""
-    if root != jetson.ROOT:
-        return cards
-    try:
-        from edgekit.runtime import cuda
-
-        gpu = cuda.find().gpu()
-    except (ImportError, DeviceError):
-        return cards
-    return (f"{gpu.name}, compute capability {gpu.compute_capability}", *cards[1:])
 
 
 def _driver(root: Path) -> str | None:

@@ -40,12 +40,6 @@ _ALIKE = 0.01
 _ROUNDING = 1e-4
 """How far an input may lie outside its range, as a share of it: arithmetic elsewhere may round."""
 
-_REMEDY = (
-    "ONNX Runtime has fast integer kernels on x86 for unsigned activations only "
-    "(--set target.activations=uint8), and for some operators none; use others, lower "
-    "quantize.min_integer_share, or build for fp32"
-)
-
 
 class Quantize(Stage[Segments[bytes], Segments[bytes]]):
     """Brings every part to the target's precision, and counts what the engine does on integers.
@@ -96,7 +90,7 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
         for name, parts in artifact.chains().items():
             leaving: dict[str, Crossing] = {}
             done: list[Part[bytes]] = []
-            for part in parts:
+            for place, part in enumerate(parts):
                 step(part.name)
                 features = None
                 if calibration is not None:
@@ -107,7 +101,7 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
                         warnings += _few(samples, len(calibration.split), part.name)
                 entering = {one: leaving[one] for one in part.inputs if one in leaving}
                 result = self.backend.quantize(
-                    part, features, entering, self.recipe.quantize, self.target
+                    part, features, entering, parts[place + 1 :], self.recipe.quantize, self.target
                 )
                 done.append(replace(part, program=result.program))
                 programs[part.name] = result.program
@@ -161,7 +155,7 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
             raise BuildError(
                 f"the engine does {share:.1%} of the chain's MACs outside the heads on integers, "
                 f"and quantize.min_integer_share is {least:.1%}; most that stays float is in "
-                f"{worst}, the largest operator {floats}: {_REMEDY}"
+                f"{worst}, the largest operator {floats}: {self.backend.integer_remedy}"
             )
         shares = {
             name: one.integer_macs / one.macs if one.macs else None for name, one in work.items()

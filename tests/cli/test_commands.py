@@ -270,6 +270,14 @@ def test_doctor_says_what_a_jetson_is_and_what_it_lacks(cli, on_board):
     assert "use TensorRT: sudo apt install python3-libnvinfer" in report["advice"]
 
 
+def test_doctor_says_what_cuda_says_of_the_gpu(cli, on_board, monkeypatch):
+    of_cuda = {"name": "Orin", "compute_capability": "8.7", "memory_bytes": 8, "cuda": "12.6"}
+    facts = {**describe(), "gpu": of_cuda}
+    monkeypatch.setattr("edgekit.cli.doctor.describe", lambda *, gpu: facts if gpu else None)
+    boards.orin_nano(on_board)
+    assert "gpu       Orin, compute capability 8.7, CUDA 12.6\n" in cli("doctor").out
+
+
 def test_doctor_says_of_a_xavier_that_its_tensorrt_is_too_old(cli, on_board):
     boards.lay(
         on_board,
@@ -285,7 +293,9 @@ def test_doctor_says_of_a_xavier_that_its_tensorrt_is_too_old(cli, on_board):
 
 
 def test_doctor_says_what_a_bundle_wants_and_how_to_get_it(cli, built_tiny, monkeypatch):
-    monkeypatch.setattr("edgekit.cli.doctor.describe", lambda: {**describe(), "python": "3.9.1"})
+    monkeypatch.setattr(
+        "edgekit.cli.doctor.describe", lambda **_: {**describe(), "python": "3.9.1"}
+    )
     ended = cli("doctor", built_tiny, "--json", "-")
     assert ended.code == 0
     report = json.loads(ended.out)

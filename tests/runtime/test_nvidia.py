@@ -136,6 +136,14 @@ def test_a_plain_machine_has_nothing_of_nvidias(tmp_path: Path) -> None:
     assert nvidia.look(tmp_path) is None
 
 
+def test_an_engine_counts_only_where_its_gpu_and_its_modules_are(tmp_path: Path) -> None:
+    root = t4(tmp_path)
+    assert nvidia.engines(None) == ["onnxruntime"]
+    assert nvidia.engines(found(root, "3.11", "tensorrt", "onnxruntime-gpu")) == ["onnxruntime"]
+    both = found(root, "3.11", *COMPLETE)
+    assert nvidia.engines(both) == ["onnxruntime", "onnxruntime-cuda", "tensorrt"]
+
+
 def test_this_python_is_described_without_importing_an_engine() -> None:
     here = Python.here()
     assert here.version.startswith("3.")

@@ -241,9 +241,9 @@ def test_a_segment_is_calibrated_with_what_the_quantized_ones_before_it_give(ski
     seen = {}
 
     class Recording(OnnxRuntimeBackend):
-        def quantize(self, part, features, entering, options, target):
+        def quantize(self, part, features, entering, later, options, target):
             seen[part.name] = list(features()), dict(entering)
-            return super().quantize(part, features, entering, options, target)
+            return super().quantize(part, features, entering, later, options, target)
 
     given = skipping.quantize(backend=Recording()).artifact
     batches, entering = seen["segment-3"]
