@@ -2,15 +2,22 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgekit.bundle.manifest import Target
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, StageProgress, Terminal
+from edgekit.errors import BuildError, DeviceError
 from edgekit.report.words import bytes_text
+from edgekit.runtime import tensorrt_api
+from edgekit.runtime.device import describe, other_than_target
 
-__all__ = ["install"]
+if TYPE_CHECKING:
+    from edgekit.runtime.install import Installation
+
+__all__ = ["install", "install_here"]
 
 
 def install(
@@ -65,6 +72,42 @@ def install(
         return
     with StageProgress(terminal).stage("install") as step:
         done = library.install(found, undivided=undivided, rebuild=rebuild, step=step)
+    _print(terminal, done)
+    terminal.line(f"Wrote {folder_of(found.path)}. Next: edgekit bench {bundle}")
+    terminal.json(
+        {
+            "bundle_id": manifest.bundle_id,
+            "gpu": dataclasses.asdict(done.gpu),
+            "tensorrt": done.tensorrt,
+            "engines": [dataclasses.asdict(one) for one in done.records],
+            "fresh": list(done.fresh),
+            "golden": dataclasses.asdict(done.golden),
+        }
+    )
+
+
+def install_here(terminal: Terminal, folder: Path, target: Target) -> None:
+    """Build a new bundle's engines where this machine has the GPU that it is for, and TensorRT.
+
+    The bundle is finished, and can be copied, whatever comes of that.
+    """
+    if target.gpu is None or other_than_target(target, describe(gpu=True)) is not None:
+        return
+    from edgekit.runtime import install as library
+
+    if not tensorrt_api.installed():
+        return
+    try:
+        with StageProgress(terminal).stage("install") as step:
+            done = library.install(read_bundle(folder), step=step)
+    except (BuildError, DeviceError) as error:
+        terminal.line(f"\nNote: its engines were not built here: {error}")
+        return
+    terminal.line()
+    _print(terminal, done)
+
+
+def _print(terminal: Terminal, done: "Installation") -> None:
     terminal.table(
         f"Engines for {done.gpu.name} ({done.gpu.compute_capability}), {done.tensorrt}",
         ["segment", "engine", "built in s", "proven", ""],
@@ -83,15 +126,4 @@ def install(
     terminal.line(
         f"\n{done.golden.samples} golden samples leave where they did on the host, logits within "
         f"{worst:.1e} (limit {done.golden.limit:.1e})"
-    )
-    terminal.line(f"Wrote {folder_of(found.path)}. Next: edgekit bench {bundle}")
-    terminal.json(
-        {
-            "bundle_id": manifest.bundle_id,
-            "gpu": dataclasses.asdict(done.gpu),
-            "tensorrt": done.tensorrt,
-            "engines": [dataclasses.asdict(one) for one in done.records],
-            "fresh": list(done.fresh),
-            "golden": dataclasses.asdict(done.golden),
-        }
     )

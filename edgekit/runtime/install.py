@@ -28,7 +28,7 @@ _COPIES = 4
 """A segment's weights while it is built: as read, parsed, in the builder and in the plan."""
 
 _UNIFIED = 0.95
-"""A GPU that has at least this part of the machine's memory has no other: it shares that."""
+"""A GPU whose memory is so nearly the machine's has no other: it shares that."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,15 @@ def _build(
     return record
 
 
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _free_bytes(adapter: cuda.Cuda) -> int:
     """The memory that a build may take. What files are cached in counts, where it is shared."""
     free_bytes, total_bytes = adapter.memory_bytes()
-    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if total_bytes < _UNIFIED * machine_bytes:
+    least_bytes, most_bytes = _UNIFIED * _machine_bytes(), _machine_bytes() / _UNIFIED
+    if not least_bytes < total_bytes < most_bytes:
         return free_bytes
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next((x.split()[1] for x in lines if x.startswith("MemAvailable:")), "0")
