@@ -323,9 +323,10 @@ class Goal(Strict):
     """On the device, by its own times: for `edgekit tune` alone, since a build measures none."""
     weigh: Weights | None = None
     """Cost-optimal: what an error weighs against time, energy or operations."""
-    energy_mj: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """What a sample that leaves there costs in mJ, by the name of every exit; then energy is what
-    is saved. Left out: time where it was measured, else multiply-accumulate operations."""
+    energy_mj: dict[str, Annotated[float, Field(gt=0)]] | Literal["measured"] | None = None
+    """What a sample that leaves there costs in mJ, by the name of every exit, or as a device has
+    measured it, for `edgekit tune` alone; then energy is what is saved. Left out: time where it was
+    measured, else multiply-accumulate operations."""
     exit_rates: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
     """The share of all samples that is to leave at each early exit, by its name; needs no labels.
     """
@@ -734,7 +735,7 @@ class Recipe(Strict):
         if self.policy.tune is not None and self.policy.tune.exit_rates is not None:
             rates = self.policy.tune.exit_rates
             _demand_one_each("policy.tune.exit_rates", rates, early, "early exit")
-        if self.policy.tune is not None and self.policy.tune.energy_mj is not None:
+        if self.policy.tune is not None and isinstance(self.policy.tune.energy_mj, dict):
             energy_mj = self.policy.tune.energy_mj
             _demand_one_each("policy.tune.energy_mj", energy_mj, self.exits, "exit")
         if self.policy.weights is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.backends import checked_with
 from edgekit.bundle import manifest as m
@@ -28,6 +29,8 @@ from edgekit.tuning.goal import Costs, settle
 from edgekit.tuning.seen import Seen
 
 __all__ = ["measured_costs", "recipe_of", "retune", "source_of"]
+
+Floats = npt.NDArray[np.float64]
 
 _OF_POLICY = ("tune", "thresholds", "drift")
 """What of a recipe's policy may be another: the rest decides what the exits' confidences are."""
@@ -84,8 +87,8 @@ def recipe_of(bundle: Bundle, overrides: dict[str, Any]) -> Recipe:
 def measured_costs(bundle: Bundle, report: dict[str, Any], source: str) -> Costs:
     """How long a sample takes to each exit, in a report of `edgekit bench --json`.
 
-    Raises InputError where that is no such report, or of other segments, or of other threads than
-    the chain has there by itself.
+    And what it costs in energy, where that was measured. Raises InputError where that is no such
+    report, or of other segments, or of other threads than the chain has there by itself.
     """
     segments = bundle.manifest.variant().segments
     try:
@@ -121,7 +124,22 @@ def measured_costs(bundle: Bundle, report: dict[str, Any], source: str) -> Costs
             f"{source}: was measured with --threads {threads}, and there the chain has {wanted} by "
             "itself; measure without --threads"
         )
-    return Costs("ms", mean_ms, mean_ms, np.sort(latency_ms, axis=1))
+    energy_mj = _energy(report, source)
+    return Costs("ms", mean_ms, mean_ms, np.sort(latency_ms, axis=1), energy_mj)
+
+
+def _energy(report: dict[str, Any], source: str) -> Floats | None:
+    """What a sample costs in mJ by the exit that it leaves at; None where nobody measured it."""
+    found = [one.get("cumulative_mj") for one in report["exits"]]
+    if all(one is None for one in found):
+        return None
+    try:
+        return np.array([float(one) for one in found])
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{source}: is no report with the exits' energy; edgekit bench BUNDLE --json FILE "
+            "writes one"
+        ) from None
 
 
 def source_of(report: dict[str, Any], profile: Path | None) -> dict[str, Any]:

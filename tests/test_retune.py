@@ -202,6 +202,46 @@ def test_a_profile_that_does_not_fit_is_refused(bundle, report, change, words):
         measured_costs(bundle, report, "profile.json")
 
 
+def with_energy(report: dict, *energy_mj: object) -> dict:
+    """The report, as a board writes it whose power can be read."""
+    report = json.loads(json.dumps(report))
+    for exit, one in zip(report["exits"], energy_mj, strict=True):
+        exit["cumulative_mj"] = one
+    return report
+
+
+def test_what_a_board_measured_is_what_a_sample_costs(bundle, report, tmp_path):
+    costs = measured_costs(bundle, with_energy(report, 1.0, 2.0, 50.0), "profile.json")
+    goal = {"weigh": {"cost": 1e6}, "energy_mj": "measured"}
+    again = tuned(bundle, costs, tmp_path / "out", **goal).manifest
+    assert (again.tuning.unit, again.tuning.costs) == ("mJ", (1.0, 2.0, 50.0))
+    assert again.tuning.points[again.tuning.chosen].cost == 1.0
+
+
+@pytest.mark.parametrize(
+    ("energy_mj", "words"),
+    [
+        ((None, None, None), "needs a board's energy, and a build measures none"),
+        ((-0.01, 2.0, 50.0), r"the exits cost -0\.01, 2, 50 mJ above the idle board"),
+        ((1.0, float("nan"), 50.0), "hold the clocks"),
+    ],
+)
+def test_energy_that_is_none_is_refused_where_it_is_to_count(
+    bundle, report, tmp_path, energy_mj, words
+):
+    costs = measured_costs(bundle, with_energy(report, *energy_mj), "profile.json")
+    with pytest.raises(RecipeError, match=words):
+        tuned(bundle, costs, tmp_path / "out", min_exit_rate=0.5, energy_mj="measured")
+    # Another goal does not care.
+    assert tuned(bundle, costs, tmp_path / "out", min_exit_rate=0.5).manifest.tuning.unit == "ms"
+
+
+@pytest.mark.parametrize("energy_mj", [("x", 2.0, 3.0), (None, 2.0, 3.0)])
+def test_a_profile_whose_energy_is_no_number_is_refused(bundle, report, energy_mj):
+    with pytest.raises(InputError, match="no report with the exits' energy"):
+        measured_costs(bundle, with_energy(report, *energy_mj), "profile.json")
+
+
 def test_another_device_need_not_be_here(bundle, costs, tmp_path, monkeypatch):
     """Where the engine is missing, what it would have measured is left out, and not kept."""
     monkeypatch.setitem(sys.modules, "edgekit.runtime.engines.onnxruntime", None)

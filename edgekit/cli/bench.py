@@ -82,6 +82,8 @@ def _print(terminal: Terminal, report: dict[str, Any]) -> None:
     terminal.line(f"on {report['device']['cpu']} ({report['device']['machine']})")
     if not report["on_target"]:
         terminal.line(f"Not on the target: {report['other_device']}")
+    if report["conditions"] is not None:
+        _print_conditions(terminal, report["conditions"])
     terminal.line()
     plain_ms = report["plain"]["latency_ms"]["mean"]
     contenders = [
@@ -124,12 +126,55 @@ def _print(terminal: Terminal, report: dict[str, Any]) -> None:
         ["exit", "leave", "accuracy", "mean ms", "segment ms", "sum ms"],
         rows,
     )
+    if report["energy"] is not None:
+        _print_energy(terminal, report)
     terminal.line(
         f"\nWith no exit taken the chain takes {report['full_depth_ratio']:.3f} times as long as "
         f"whole.\nExit rates and segment times alone would make {report['efficiency']:.1%} of its "
         "measured mean.\n"
     )
     terminal.line(report["verdict"])
+
+
+def _print_conditions(terminal: Terminal, met: dict[str, Any]) -> None:
+    hottest = [max(one.values(), default=None) for one in met["temperatures_c"].values()]
+    said = [
+        f"JetPack {met['jetpack']}" if met["jetpack"] else None,
+        f"power mode {met['power_mode']}" if met["power_mode"] else None,
+        f"{hottest[0]:.0f} to {hottest[1]:.0f} degrees" if None not in hottest else None,
+    ]
+    if any(said):
+        terminal.line(", ".join(filter(None, said)))
+    for note in met["notes"]:
+        terminal.line(f"Note: {note}")
+
+
+def _print_energy(terminal: Terminal, report: dict[str, Any]) -> None:
+    energy = report["energy"]
+    contenders = [
+        ("chain", energy["chain"]),
+        ("chain, no exit taken", energy["full_depth"]),
+        ("whole (all exits)", energy["whole"]),
+        ("plain (final exit)", energy["plain"]),
+        *zip([one["name"] for one in report["beside"]], energy["beside"], strict=True),
+        *zip([f"to {one['name']}" for one in report["exits"]], energy["exits"], strict=True),
+    ]
+    terminal.line()
+    terminal.table(
+        "Energy of an inference in mJ",
+        ["network", "in all", "above idle", "mean W", "of plain"],
+        [
+            [
+                name,
+                f"{cost['mj']:.3f}",
+                f"{cost['above_idle_mj']:.3f}",
+                f"{cost['mean_mw'] / 1000:.2f}",
+                f"{cost['mj'] / energy['plain']['mj']:.2f}",
+            ]
+            for name, cost in contenders
+        ],
+    )
+    terminal.line(f"{' + '.join(energy['rails'])}; idle {energy['idle_mw'] / 1000:.2f} W")
 
 
 def _number(value: float | None) -> str:

@@ -1,16 +1,15 @@
 """`edgekit doctor`: what this machine can do, and what it lacks."""
 
-import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, Terminal
 from edgekit.errors import DeviceError
+from edgekit.runtime import nvidia
 from edgekit.runtime.device import describe, other_than_target, package_versions, unmet
-from edgekit.runtime.engines import ENGINES
 
 __all__ = ["doctor"]
 
@@ -25,11 +24,15 @@ def doctor(
 ) -> None:
     """Say what this machine is, whether it can run and build bundles, and what would help."""
     terminal = Terminal(json_to)
-    facts = describe()
+    gpu = nvidia.look()
+    facts = describe(gpu=gpu is not None)
     for key in ("cpu", "machine", "cores", "system", "python"):
         terminal.line(f"{key:<10}{facts[key]}")
-    terminal.line(f"{'memory':<10}{facts['memory_bytes'] / 1e9:.1f} GB\n")
-    engines = [name for name in ENGINES if importlib.util.find_spec(name)]
+    terminal.line(f"{'memory':<10}{facts['memory_bytes'] / 1e9:.1f} GB")
+    if gpu is not None:
+        _print_gpu(terminal, gpu, facts["gpu"])
+    terminal.line()
+    engines = nvidia.engines(gpu)
     images = package_versions(("pillow",))
     host = package_versions(HOST_PACKAGES)
     lacking = [name for name in HOST_PACKAGES if name not in host]
@@ -40,6 +43,8 @@ def doctor(
         advice.append("read image files: pip install 'edgekit[images]'")
     if lacking and bundle is None:  # Who has a bundle here is on a device.
         advice.append(f"build bundles ({', '.join(lacking)}): pip install 'edgekit[build]'")
+    if gpu is not None:
+        advice += nvidia.advice(gpu)
     found = {**facts["packages"], **images, **host}
     for name, version in found.items():
         terminal.line(f"{name:<16}{version}")
@@ -47,6 +52,7 @@ def doctor(
     terminal.line(f"run bundles      {'yes, with ' + ', '.join(engines) if engines else 'no'}")
     terminal.line(f"build bundles    {'no' if lacking else 'yes'}")
     report = {**facts, "engines": engines, "host_packages": host, "advice": advice}
+    report["nvidia"] = None if gpu is None else {**gpu.facts(), "refusal": nvidia.refusal(gpu)}
     if bundle is not None:
         manifest = read_bundle(bundle).manifest
         wishes = unmet(manifest.requirements, facts)
@@ -65,3 +71,25 @@ def doctor(
     terminal.json(report)
     if not engines:
         raise DeviceError("no inference engine is installed: pip install 'edgekit[onnxruntime]'")
+
+
+def _print_gpu(terminal: Terminal, gpu: nvidia.Nvidia, of_cuda: dict[str, Any] | None) -> None:
+    facts = gpu.facts()
+    names = facts["gpus"]
+    if of_cuda is not None:
+        names = ["{name}, compute capability {compute_capability}, CUDA {cuda}".format(**of_cuda)]
+    jetpack = f"{facts['jetpack'] or 'unknown'} (Jetson Linux {facts['jetson_linux'] or 'unknown'})"
+    told = {
+        "board": facts["board"],
+        "jetpack": jetpack if gpu.board is not None else None,
+        "power": facts["power_mode"],
+        "gpu": ", ".join(names),
+        "driver": facts["driver"],
+        "gpu python": ", ".join(facts["python_modules"]),
+    }
+    for key, value in told.items():
+        if value:
+            terminal.line(f"{key:<10}{value}")
+    refused = nvidia.refusal(gpu)
+    if refused is not None:
+        terminal.line(f"\n{refused}")

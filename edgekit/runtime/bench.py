@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, InputError
-from edgekit.runtime import preprocess
+from edgekit.runtime import energy, jetson, power, preprocess
 from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Shapes, contents, left_at
 from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
+from edgekit.runtime.engines import HostMemory
 from edgekit.runtime.preprocess import Sample, Samples
 from edgekit.runtime.verify import load_array, load_arrays
 
@@ -43,6 +45,9 @@ the maximum, as MLPerf's rules for early stopping put them.
 
 MOST_ROUND_SPREAD = 0.10
 """How far the rounds' speed-ups may lie apart, over their median, in a valid run."""
+
+MOST_ROUND_SPREAD_JETSON = 0.025
+"""The same on a Jetson, whose clocks can be held: what then moves them is heat, or work beside."""
 
 MOST_DISTURBANCE = 0.10
 """How much longer than its fastest tenth the plain network may take on average.
@@ -109,13 +114,17 @@ def bench(
     policy: Policy | None = None,
     beside: Sequence[Bundle] = (),
     step: Callable[[str], None] = lambda text: None,
+    energy_s: float = energy.PHASE_S,
+    root: Path = jetson.ROOT,
 ) -> dict[str, Any]:
     """Measure the bundle's chain, its `plain` and `whole` networks and the chains of `beside`.
 
     `inputs` are prepared tensors `[samples, *shape]`, by name where there are several, or where
     sizes vary a list of them sample by sample; `labels` is int64 `[samples]` or None. Each sample
     is measured `rounds` times, in `engine`, the target's by default. The chain is measured under
-    `policy`, which is the bundle's own by default. Returns the report as plain data;
+    `policy`, which is the bundle's own by default. Where a board's power can be read, each
+    contender then runs alone for `energy_s` seconds, and so does the chain to each exit; 0 leaves
+    that out. `root` stands for `/` where the board is looked at. Returns the report as plain data;
     `docs/reference.md` lists its keys. Raises DeviceError where an engine fails, InputError where
     the samples do not fit.
     """
@@ -141,7 +150,14 @@ def bench(
     }
     for number, other in enumerate(beside):
         contenders[f"beside-{number}"] = Chain.from_bundle(other, engine=engine, threads=threads)
-    measured, segments, cpu_share = _measure(contenders, chain, samples, rounds, step)
+    board = jetson.find(root)
+    seen: list[jetson.Snapshot] = []
+
+    def look() -> None:
+        if board is not None:
+            seen.append(jetson.snapshot(board.power_mode, root))
+
+    measured, segments, cpu_share = _measure(contenders, chain, samples, rounds, step, look)
 
     exits = manifest.variant().exits
     rates = {name: measured["chain"].exits.count(name) / len(samples) for name in exits}
@@ -153,7 +169,17 @@ def bench(
     mean_ms = {name: one.mean_ms for name, one in measured.items()}
     speedup = mean_ms["plain"] / mean_ms["chain"]
     vary = any(one.varying for one in manifest.inputs)
-    reasons = _doubts(measured, cpu_share if threads == 1 else 1.0, vary=vary)
+    spent = _energy(contenders, samples, max(mean_ms.values()), energy_s, root, step)
+    look()
+    met = None if board is None else jetson.conditions(board, seen)
+    most_spread = MOST_ROUND_SPREAD if met is None else MOST_ROUND_SPREAD_JETSON
+    if threads > 1 or not isinstance(chain.engines[0].memory, HostMemory):
+        cpu_share = 1.0  # A processor that waits for a GPU, or for its other cores, is not taken.
+    reasons = _doubts(measured, cpu_share, most_spread, vary=vary)
+    if met is not None:
+        reasons += [f"the board was throttled: {one}" for one in met["throttled"]]
+        if spent is None and energy_s:
+            met["notes"].append("the power rails could not be read, so there is no energy")
     if labels is None and manifest.labels:
         reasons.append("the samples have no labels, so they may be noise")
     device = describe(gpu=manifest.target.gpu is not None)
@@ -200,8 +226,9 @@ def bench(
                 "rate": rates[name],
                 **_at_exit(measured["chain"], name, labels),
                 "cumulative_ms": _spread(here),
+                "cumulative_mj": spent and spent["exits"][depth]["above_idle_mj"],
             }
-            for name, here in zip(exits, cumulative_ms.T, strict=True)
+            for depth, (name, here) in enumerate(zip(exits, cumulative_ms.T, strict=True))
         ],
         "segments": [
             {"name": segment.name, "sha256": segment.sha256, "latency_ms": one, "p90_ms": p90}
@@ -216,6 +243,8 @@ def bench(
         "speedup": speedup,
         "full_depth_ratio": mean_ms["full_depth"] / mean_ms["whole"],
         "efficiency": predicted_ms / mean_ms["chain"],
+        "energy": spent,
+        "conditions": met,
         "valid": not reasons,
         "reasons": reasons,
         "device": device,
@@ -248,6 +277,7 @@ def brief(
         engine=engine,
         rounds=_BRIEF_ROUNDS,
         step=step,
+        energy_s=0,
     )
 
 
@@ -371,10 +401,12 @@ def _measure(
     inputs: Sequence[Sample],
     rounds: int,
     step: Callable[[str], None],
+    look: Callable[[], None],
 ) -> tuple[dict[str, _Measured], _Segments, float]:
     """Every contender on every sample, `rounds` times, and the chain's segments one by one.
 
-    Returns both, and the share of the time that this process was running.
+    Returns both, and the share of the time that this process was running. Takes a `look` at the
+    board before and after each round.
     """
     latency = {name: np.zeros((rounds, len(inputs)), np.int64) for name in contenders}
     bare = np.zeros((rounds, len(inputs), len(chain.spec.segments)), np.int64)
@@ -389,10 +421,13 @@ def _measure(
     clock = time.perf_counter_ns
     collecting = gc.isenabled()
     gc.disable()
-    started, started_cpu = time.perf_counter(), time.process_time()
+    # A look at a board waits for its sensors, so it is no part of the time that is measured.
+    spent_s = spent_cpu_s = 0.0
+    look()
     try:
         for turn in range(rounds):
             step(f"round {turn + 1} of {rounds}")
+            started, started_cpu = time.perf_counter(), time.process_time()
             for index, x in enumerate(inputs):
                 for place in order.permutation(len(names)):
                     name = names[place]
@@ -407,10 +442,13 @@ def _measure(
                     before = clock()
                     run(x)
                     latency[name][turn, index] = clock() - before
+            spent_s += time.perf_counter() - started
+            spent_cpu_s += time.process_time() - started_cpu
+            look()
     finally:
         if collecting:
             gc.enable()
-    cpu_share = (time.process_time() - started_cpu) / (time.perf_counter() - started)
+    cpu_share = spent_cpu_s / spent_s
     measured = {
         name: _Measured(
             latency[name],
@@ -423,6 +461,40 @@ def _measure(
         for name in contenders
     }
     return measured, _Segments(bare, in_chain), cpu_share
+
+
+def _energy(
+    contenders: dict[str, Chain],
+    samples: Sequence[Sample],
+    mean_ms: float,
+    phase_s: float,
+    root: Path,
+    step: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """What the contenders cost, and samples that leave at each exit; None where nobody can tell."""
+    meter = power.find(root) if phase_s else None
+    if meter is None:
+        return None
+    chain, last = contenders["chain"], len(contenders["chain"].spec.segments) - 1
+    forced = {
+        f"exit {depth + 1}": chain.with_policy(
+            replace(
+                chain.spec.policy,
+                thresholds=tuple(-math.inf if one == depth else math.inf for one in range(last)),
+            )
+        )
+        for depth in range(last)
+    }
+    runs = {name: one.one for name, one in (contenders | forced).items()}
+    found = energy.measure(meter, runs, samples, mean_ms, phase_s=phase_s, step=step)
+    if found is None:
+        return None
+    costs, facts = found
+    each = {name: one._asdict() for name, one in costs.items()}
+    # Whoever leaves at the last exit was refused at all others.
+    exits = [each.pop(name) for name in forced] + [each["full_depth"]]
+    beside = [each.pop(name) for name in list(each) if name.startswith("beside-")]
+    return {**facts, **each, "beside": beside, "exits": exits}
 
 
 def _bound(
@@ -459,7 +531,9 @@ def _demand_alike(bundle: Bundle, other: Bundle) -> None:
         raise InputError(f"{theirs.name} tells other classes than {ours.name}")
 
 
-def _doubts(measured: dict[str, _Measured], cpu_share: float, *, vary: bool) -> list[str]:
+def _doubts(
+    measured: dict[str, _Measured], cpu_share: float, most_spread: float, *, vary: bool
+) -> list[str]:
     """Why these figures should not be believed, if there are reasons.
 
     The plain network does the same work for every sample, but where sizes vary: there each sample
@@ -471,7 +545,7 @@ def _doubts(measured: dict[str, _Measured], cpu_share: float, *, vary: bool) -> 
         for turn in range(len(measured["chain"].latency_ns))
     ]
     spread = (max(per_round) - min(per_round)) / float(np.median(per_round))
-    if spread > MOST_ROUND_SPREAD:
+    if spread > most_spread:
         reasons.append(
             f"the rounds' speed-ups lie {spread:.0%} apart, so the machine was not quiet"
         )

@@ -28,6 +28,7 @@ from edgekit.tuning.seen import Seen
 from edgekit.tuning.temperature import at_a_bound, calibrated, fitted_on
 
 __all__ = [
+    "NO_ENERGY",
     "NO_LABELS",
     "NO_TIMES",
     "Choice",
@@ -53,6 +54,13 @@ NO_TIMES = (
 )
 """Why a goal of latency is refused where nothing was measured."""
 
+NO_ENERGY = (
+    "policy.tune.energy_mj: measured needs a board's energy, and a build measures none: build with "
+    "another goal, measure on a Jetson with edgekit bench BUNDLE --json FILE, then edgekit tune "
+    "BUNDLE --profile FILE --set policy.tune.energy_mj=measured; or give the mJ of each exit"
+)
+"""Why energy is refused as a cost where nothing was measured."""
+
 NO_LABELS = (
     "policy.tune: data.tuning has no labels to count accuracy with; give them, or a goal that "
     "needs none (exit_rates, min_exit_rate, a certificate of disagreement), or policy.thresholds"
@@ -77,18 +85,35 @@ class Costs:
 
     `latency_ms` is how long it takes on the device, None where nobody measured it: float64 `[exits,
     quantiles]`, evenly spaced from the least to the greatest, and `mean_ms` `[exits]` its mean.
+    `energy_mj` `[exits]` is what a device has measured, or None.
     """
 
     unit: str
     each: Floats
     mean_ms: Floats | None = None
     latency_ms: Floats | None = None
+    energy_mj: Floats | None = None
 
     def of(self, goal: Goal | None, exits: Sequence[str]) -> "Costs":
-        """In energy, where the goal says what that is."""
+        """In energy, where the goal says what that is.
+
+        Raises RecipeError where it is to be what a device has measured, and none has, or what it
+        measured does not stand out from the idle board.
+        """
         if goal is None or goal.energy_mj is None:
             return self
-        return replace(self, unit="mJ", each=np.array([goal.energy_mj[one] for one in exits]))
+        if isinstance(goal.energy_mj, dict):
+            return replace(self, unit="mJ", each=np.array([goal.energy_mj[one] for one in exits]))
+        if self.energy_mj is None:
+            raise RecipeError(NO_ENERGY)
+        if not ((self.energy_mj > 0) & np.isfinite(self.energy_mj)).all():
+            found = ", ".join(f"{one:.3g}" for one in self.energy_mj)
+            raise RecipeError(
+                f"policy.tune.energy_mj: measured: the exits cost {found} mJ above the idle board, "
+                "and each must cost some; hold the clocks (sudo jetson_clocks), let nothing else "
+                "run, and measure again"
+            )
+        return replace(self, unit="mJ", each=self.energy_mj)
 
     def p95_ms(self, rates: Floats) -> float:
         """What 95 % of the samples do not exceed, where these shares of them leave at each exit."""
@@ -124,6 +149,8 @@ def check_buildable(recipe: Recipe) -> None:
     """Raises RecipeError for a goal that no build can reach."""
     if recipe.policy.tune is not None and recipe.policy.tune.max_latency_ms is not None:
         raise RecipeError(NO_TIMES)
+    if recipe.policy.tune is not None and recipe.policy.tune.energy_mj == "measured":
+        raise RecipeError(NO_ENERGY)
 
 
 def settle(

@@ -1,12 +1,16 @@
 """What the commands print and write when all is well."""
 
 import dataclasses
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
 
+from edgekit.runtime import nvidia
 from edgekit.runtime.device import describe
+from tests.runtime import boards
 
 COMMANDS = [
     "build", "inspect", "run", "verify", "bench", "report", "compare", "targets", "doctor",
@@ -212,6 +216,24 @@ def test_targets_lists_host(cli):
     assert "host" in ended.err
 
 
+def test_bench_prints_energy_where_a_boards_power_can_be_read(
+    cli, built_tiny, tmp_path, monkeypatch
+):
+    from edgekit.runtime import bench as library
+
+    root = boards.orin_nano(tmp_path)
+    boards.lay(root, {"sys/class/devfreq/17000000.gpu/min_freq": 306000000})
+    measure = functools.partial(library.bench, root=root, energy_s=0.05)
+    monkeypatch.setattr(library, "bench", measure)
+    ended = cli("bench", built_tiny, "--rounds", 1)
+    assert ended.code == 0
+    assert "JetPack 6.2, power mode MAXN_SUPER, 49 to 49 degrees" in ended.out
+    assert "sudo jetson_clocks" in ended.out
+    assert "Energy of an inference in mJ" in ended.out
+    assert "VDD_IN; idle 5.00 W" in ended.out
+    assert re.search(r"^to second +[0-9.]+ +-?[0-9.]+ +5\.00 ", ended.out, re.MULTILINE)
+
+
 def test_doctor_finds_what_the_tests_run_on(cli):
     ended = cli("doctor", "--json", "-")
     assert ended.code == 0
@@ -222,8 +244,58 @@ def test_doctor_finds_what_the_tests_run_on(cli):
     assert "build bundles    yes" in ended.err
 
 
+@pytest.fixture
+def on_board(monkeypatch, tmp_path):
+    """Doctor looks at the board of this folder, from a bare Python 3.10 in an environment."""
+    python = nvidia.Python("3.10", virtual=True, modules=("pycuda",))
+    look = functools.partial(nvidia.look, tmp_path, python)
+    monkeypatch.setattr("edgekit.cli.doctor.nvidia.look", look)
+    return tmp_path
+
+
+def test_doctor_says_what_a_jetson_is_and_what_it_lacks(cli, on_board):
+    boards.orin_nano(on_board)
+    ended = cli("doctor", "--json", "-")
+    assert ended.code == 0
+    for line in (
+        "board     NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+        "jetpack   6.2 (Jetson Linux 36.4.3)",
+        "power     MAXN_SUPER",
+        "To use TensorRT: sudo apt install python3-libnvinfer",
+    ):
+        assert f"{line}\n" in ended.err
+    report = json.loads(ended.out)
+    assert report["nvidia"]["power_mode"] == "MAXN_SUPER"
+    assert report["nvidia"]["refusal"] is None
+    assert "use TensorRT: sudo apt install python3-libnvinfer" in report["advice"]
+
+
+def test_doctor_says_what_cuda_says_of_the_gpu(cli, on_board, monkeypatch):
+    of_cuda = {"name": "Orin", "compute_capability": "8.7", "memory_bytes": 8, "cuda": "12.6"}
+    facts = {**describe(), "gpu": of_cuda}
+    monkeypatch.setattr("edgekit.cli.doctor.describe", lambda *, gpu: facts if gpu else None)
+    boards.orin_nano(on_board)
+    assert "gpu       Orin, compute capability 8.7, CUDA 12.6\n" in cli("doctor").out
+
+
+def test_doctor_says_of_a_xavier_that_its_tensorrt_is_too_old(cli, on_board):
+    boards.lay(
+        on_board,
+        {
+            "proc/device-tree/model": "NVIDIA Jetson AGX Xavier\0",
+            "etc/nv_tegra_release": "# R35 (release), REVISION: 4.1, GCID: 33958178",
+        },
+    )
+    ended = cli("doctor")
+    assert ended.code == 0
+    assert "JetPack 5.1.2 has TensorRT 8" in ended.out
+    assert "To use TensorRT" not in ended.out
+
+
 def test_doctor_says_what_a_bundle_wants_and_how_to_get_it(cli, built_tiny, monkeypatch):
-    monkeypatch.setattr("edgekit.cli.doctor.describe", lambda: {**describe(), "python": "3.9.1"})
+    monkeypatch.setattr(
+        "edgekit.cli.doctor.describe", lambda **_: {**describe(), "python": "3.9.1"}
+    )
     ended = cli("doctor", built_tiny, "--json", "-")
     assert ended.code == 0
     report = json.loads(ended.out)

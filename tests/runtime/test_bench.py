@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,19 @@ import pytest
 from edgekit.bundle.manifest import Policy
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
-from edgekit.runtime.bench import bench, latency_summary, load_test_data, to_tensors, verdict
+from edgekit.runtime.bench import (
+    MOST_ROUND_SPREAD,
+    MOST_ROUND_SPREAD_JETSON,
+    _doubts,
+    _Measured,
+    bench,
+    latency_summary,
+    load_test_data,
+    to_tensors,
+    verdict,
+)
 from edgekit.runtime.chain import Chain
+from tests.runtime import boards
 
 Array = npt.NDArray[Any]
 Report = dict[str, Any]
@@ -38,14 +50,16 @@ def test_a_report_has_every_key(measured: Report) -> None:
         *("bundle_id", "name", "target", "engine", "precision", "threads", "samples", "rounds"),
         *("clock", "latency_ms", "accuracy", "exits", "segments", "plain", "whole", "full_depth"),
         *("beside", "speedup", "full_depth_ratio", "efficiency", "valid", "reasons", "device"),
-        "verdict",
+        *("energy", "conditions", "verdict"),
     }
     assert measured["latency_ms"].keys() == LATENCY
     for name in ("plain", "whole", "full_depth"):
         assert measured[name].keys() == {"latency_ms", "accuracy"}
         assert measured[name]["latency_ms"].keys() == LATENCY
     for exit in measured["exits"]:
-        assert exit.keys() == {"name", "rate", "accuracy", "latency_ms", "cumulative_ms"}
+        assert exit.keys() == {
+            *("name", "rate", "accuracy", "latency_ms", "cumulative_ms", "cumulative_mj")
+        }
         quantiles = exit["cumulative_ms"]["quantiles"]
         assert quantiles == sorted(quantiles)
         assert quantiles[0] <= exit["cumulative_ms"]["mean"] <= quantiles[-1]
@@ -164,6 +178,107 @@ def test_every_round_is_announced(bundle: Bundle, data: tuple[Array, Array]) -> 
     said: list[str] = []
     bench(bundle, data[0][:2], None, rounds=3, threads=2, step=said.append)
     assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
+
+
+def test_where_no_power_can_be_read_nothing_is_waited_for_and_nothing_told(
+    bundle: Bundle, data: tuple[Array, Array], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    report = bench(bundle, data[0][:2], None, rounds=1, root=tmp_path, step=said.append)
+    assert said == ["round 1 of 1"]
+    assert (report["energy"], report["conditions"]) == (None, None)
+    assert {exit["cumulative_mj"] for exit in report["exits"]} == {None}
+
+
+@pytest.fixture(scope="module")
+def on_a_board(
+    bundle: Bundle, data: tuple[Array, Array], tmp_path_factory: pytest.TempPathFactory
+) -> Report:
+    """On an Orin Nano whose input draws 5 W idle, 9 W in plain's phase and 7 W in all others."""
+    root = boards.orin_nano(tmp_path_factory.mktemp("board"))
+    current = next(root.rglob("curr1_input"))
+    # Written aside and moved: a sensor never gives half a figure.
+    aside = root / "aside"
+
+    def step(text: str) -> None:
+        aside.write_text({"idle power": "1000", "energy of plain": "1800"}.get(text, "1400"))
+        aside.replace(current)
+
+    return bench(bundle, *data, rounds=1, beside=[bundle], root=root, energy_s=ENERGY_S, step=step)
+
+
+ENERGY_S = 0.3
+
+
+def test_each_contender_has_the_energy_of_its_own_phase(on_a_board: Report) -> None:
+    energy = on_a_board["energy"]
+    assert (energy["rails"], energy["source"]) == (["VDD_IN"], "ina3221")
+    assert energy["idle_mw"] == pytest.approx(5000, rel=0.05)
+    assert energy["plain"]["mean_mw"] == pytest.approx(9000, rel=0.05)
+    others = [energy[name] for name in ("chain", "whole", "full_depth")]
+    for one in (*others, *energy["beside"], *energy["exits"]):
+        assert one["mean_mw"] == pytest.approx(7000, rel=0.05)
+        assert one["seconds"] >= ENERGY_S
+        assert one["inferences"] % energy["samples"] == 0
+        assert one["mj"] * one["inferences"] == pytest.approx(one["mean_mw"] * one["seconds"])
+        above = (one["mean_mw"] - energy["idle_mw"]) * one["seconds"]
+        assert one["above_idle_mj"] * one["inferences"] == pytest.approx(above)
+
+
+def test_what_a_sample_costs_that_leaves_at_an_exit_is_above_idle(on_a_board: Report) -> None:
+    costs = [exit["cumulative_mj"] for exit in on_a_board["exits"]]
+    energy = on_a_board["energy"]
+    assert costs == [one["above_idle_mj"] for one in energy["exits"]]
+    assert costs[-1] == energy["full_depth"]["above_idle_mj"]
+
+
+def test_a_report_from_a_board_is_plain_data_and_says_what_it_met(on_a_board: Report) -> None:
+    assert json.loads(json.dumps(on_a_board)) == on_a_board
+    met = on_a_board["conditions"]
+    assert met["board"].startswith("NVIDIA Jetson Orin Nano")
+    assert (met["jetpack"], met["power_mode"]) == ("6.2", "MAXN_SUPER")
+    assert met["temperatures_c"]["after"] == {"cpu": 47.687, "gpu": 48.625}
+    assert met["clocks"]["before"]["gpu"]["mhz"] == 1020
+    assert (met["throttled"], met["notes"]) == ([], [])
+
+
+def test_a_board_that_was_throttled_meanwhile_makes_the_run_invalid(
+    bundle: Bundle, data: tuple[Array, Array], tmp_path: Path
+) -> None:
+    counter = boards.orin_nano(tmp_path) / "sys/class/hwmon/hwmon3/oc3_event_cnt"
+
+    def step(text: str) -> None:
+        if text == "round 2 of 2":
+            counter.write_text("41\n")
+
+    report = bench(bundle, *data, rounds=2, root=tmp_path, energy_s=0, step=step)
+    assert "the board was throttled: over-current or low voltage (oc3) 4 times" in report["reasons"]
+    assert report["valid"] is False
+    assert report["energy"] is None
+
+
+def test_rounds_may_differ_less_on_a_board_whose_clocks_can_be_held() -> None:
+    plain = np.array([[100, 100], [100, 100]], np.int64)
+    chain = np.array([[50, 50], [52, 52]], np.int64)
+    measured = {
+        name: _Measured(latency, np.zeros(2), ["last"] * 2)
+        for name, latency in (("plain", plain), ("chain", chain))
+    }
+    assert _doubts(measured, 1.0, MOST_ROUND_SPREAD, vary=False) == []
+    (reason,) = _doubts(measured, 1.0, MOST_ROUND_SPREAD_JETSON, vary=False)
+    assert reason.startswith("the rounds' speed-ups lie 4% apart")
+
+
+def test_rails_that_fail_are_told_and_the_times_are_kept(
+    bundle: Bundle, data: tuple[Array, Array], tmp_path: Path
+) -> None:
+    next(boards.orin_nano(tmp_path).rglob("curr1_input")).write_text("")
+    report = bench(bundle, *data, rounds=1, root=tmp_path, energy_s=0.01)
+    assert report["energy"] is None
+    assert report["conditions"]["notes"] == [
+        "the power rails could not be read, so there is no energy"
+    ]
+    assert report["latency_ms"]["mean"] > 0
 
 
 def test_samples_that_do_not_fit_are_refused(bundle: Bundle) -> None:

@@ -459,6 +459,12 @@ def test_energy_is_saved_where_the_recipe_says_what_it_is(tiny):
     assert tuning.points[tuning.chosen].cost == 1.0
 
 
+def test_a_build_has_no_energy_that_a_device_measured(tiny):
+    goal = {"weigh": {"cost": 1}, "energy_mj": "measured"}
+    with pytest.raises(RecipeError, match="edgekit tune BUNDLE --profile FILE --set"):
+        tiny.tune({"tune": goal})
+
+
 def test_thresholds_by_mean_and_deviation_are_those(tiny):
     policy = tiny.tune({"tune": {"mean_plus_std": 0.5}}).artifact.policy
     confidences = [CRITERIA["max_prob"](one) for one in tiny.logits[:-1]]
