@@ -132,10 +132,19 @@ def test_a_boundary_that_a_later_convolution_reads_crosses_as_integers(residual,
         (node,) = [one for one in nodes_of(part, kind) if boundary in (*one.input, *one.output)]
         scales.append(float(constants[node.input[1]]))
     assert scales[0] == scales[1]
-    # Nobody multiplies what attention gives before it is turned.
-    segments = masked.quantize("int8", min_integer_share=0.5).artifact
-    (boundary,) = segments.chain[1].inputs
-    assert segments.tensors[boundary].dtype == "float16"
+
+
+def test_a_boundary_that_no_product_reads_crosses_as_float16(residual):
+    first, second = residual.optimized.chain
+    options = load_recipe("digits").quantize
+    target = load_target("host", {"precision": "int8"})
+    features = lambda: iter([{"x": noise(1)}])  # noqa: E731
+    (boundary,) = second.inputs
+    for later, dtype in (((second,), "int8"), ((), "float16")):
+        found = BACKEND.quantize(first, features, {}, later, options, target)
+        assert found.leaving[boundary].dtype == dtype
+        ends = dataclasses.replace(first, program=found.program)
+        assert (len(nodes_of(ends, "QuantizeLinear")) == 4) == (dtype == "int8")
 
 
 def test_a_mask_of_minus_infinity_is_neither_quantized_nor_makes_a_nan(masked):
