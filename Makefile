@@ -38,10 +38,12 @@ $(VENV)/models: constraints/models.txt | $(READY)
 # What a device installs, the newest versions that each Python can have. Review what changes.
 pins: $(READY)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) uv
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --only-binary :all: \
-	  --no-annotate --custom-compile-command "make pins" \
-	  --extra onnxruntime --extra images --output-file targets/onnxruntime.txt pyproject.toml
-	sed -i "s/ \(and\|;\) sys_platform == 'linux'$$//" targets/onnxruntime.txt
+	for extra in onnxruntime cuda12 cuda13; do \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
+	    --only-binary :all: --no-annotate --custom-compile-command "make pins" \
+	    --extra $$extra --extra images --output-file targets/$$extra.txt pyproject.toml && \
+	  sed -i "s/ \(and\|;\) sys_platform == 'linux'$$//" targets/$$extra.txt || exit 1; \
+	done
 
 format: $(READY)
 	$(BIN)/ruff check --fix

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from edgekit.backends import checked_with
 from edgekit.bundle.manifest import GIVEN, Policy
 from edgekit.data import Split
 from edgekit.errors import CheckError, DeviceError, ModelError
@@ -456,7 +457,7 @@ def chain_of(
             most_rows(segments.precision),
         ),
         [part.program for part in parts],
-        engine=target.engine,
+        engine=checked_with(target.engine),
         threads=threads_here(target.threads),
     )
 

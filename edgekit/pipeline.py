@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgekit.backends import backend_for
+from edgekit.backends import backend_for, checked_with
 from edgekit.bundle.manifest import (
     EVIDENCE_NAME,
     MANIFEST_NAME,
@@ -42,6 +42,7 @@ from edgekit.models.exits import find_exits, to_torch
 from edgekit.models.load import load_model, set_up, user_code
 from edgekit.models.reads import recorded
 from edgekit.plan import KEPT, STAGES, Built, Plan, restore
+from edgekit.prove import UNPROVEN, Proof, compiled
 from edgekit.recipe import Recipe, Tolerance
 from edgekit.runtime.bench import brief
 from edgekit.runtime.chain import Chain, left_at
@@ -284,7 +285,8 @@ class _Run:
         with self._recorded("verify") as (step, notes):
             step("golden samples")
             bundle = read_bundle(folder)
-            chain = Chain.from_bundle(bundle)
+            engine = checked_with(self.target.engine)
+            chain = Chain.from_bundle(bundle, engine=engine)
             golden = verify_golden(bundle, chain)
             step("test split")
             split = self._accepted()
@@ -300,7 +302,16 @@ class _Run:
             left = [left_at(one, exits[-1]) for one in taken]
             notes["exit_rates"] = {name: left.count(name) / len(left) for name in exits}
             step("bench")
-            measured = brief(bundle)
+            measured = brief(bundle, engine=engine)
+            proof = [
+                *(
+                    Proof(one.name, "executed", loaded.version)
+                    for one, loaded in zip(chain.spec.segments, chain.engines, strict=True)
+                ),
+                *compiled(bundle, self.target, step),
+            ]
+            if lacking := [one.by for one in proof if one.proven == UNPROVEN]:
+                notes["warning"] = lacking[0]
         shown = [taken[row] for row in split.spread(self.recipe.test_samples)]
         return {
             "bundle_id": bundle.manifest.bundle_id,
@@ -311,10 +322,8 @@ class _Run:
             "segment_latency_ms": chain.measure(),
             "threads": threads_here(self.target.threads),
             "stages": self.stages,
-            "proof": [
-                {"segment": one.name, "proven": "executed", "by": engine.version}
-                for one, engine in zip(chain.spec.segments, chain.engines, strict=True)
-            ],
+            "engine": chain.engines[0].version,
+            "proof": [dataclasses.asdict(one) for one in proof],
             "host": describe(),
             "command": self.command,
             "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.backends import TOOLS
+from edgekit.backends import RTX_PACKAGE, TOOLS
 from edgekit.bundle.manifest import (
     EVIDENCE_NAME,
     MANIFEST_NAME,
@@ -31,7 +31,7 @@ from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache, Entry, digest
 from edgekit.errors import BundleError
 from edgekit.models.reads import Reads, origin_of
-from edgekit.recipe import Recipe
+from edgekit.recipe import Recipe, check_sizes
 from edgekit.shipped import shipped
 from edgekit.target import Target
 from edgekit.wheels import own_wheel
@@ -70,7 +70,7 @@ class Built:
 
 
 class Plan:
-    """What is known of a build before it runs.
+    """What is known of a build before it runs. Raises RecipeError where the target cannot be.
 
     `resume` is the kept stage after which it goes on, and `entry` that stage's result; both None
     where it begins at the beginning.
@@ -84,6 +84,8 @@ class Plan:
         *,
         wheelhouse: bool = False,
     ) -> None:
+        if target.gpu is not None:
+            check_sizes(recipe, target.name)
         self.recipe = recipe
         self.target = target
         self.cache = cache
@@ -257,6 +259,8 @@ def _ingredients(recipe: Recipe, target: Target, wheelhouse: bool) -> dict[str, 
         "tune": take("recipe.policy"),
         "verify": {
             **left,
+            # What proves the segments, where there is a GPU to prove them for.
+            **({"the version of TensorRT-RTX": _version(RTX_PACKAGE)} if target.gpu else {}),
             "--wheelhouse": wheelhouse,
             "the version of edgekit's wheel": own_wheel().version,
         },

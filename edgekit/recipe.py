@@ -35,6 +35,7 @@ __all__ = [
     "Tolerance",
     "check_files",
     "check_precision",
+    "check_sizes",
     "load_recipe",
 ]
 
@@ -551,6 +552,10 @@ class Recipe(Strict):
     policy: Policy = Policy()
     quantize: Quantize = Quantize()
     data: Data = Data()
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        default=(1, 8), min_length=1, max_length=8
+    )
+    """The batches that engines are built for, where they are built for some, ascending."""
     golden_samples: int = Field(default=8, ge=1, le=256)
     """Samples that travel with the bundle for `edgekit verify`."""
     test_samples: int = Field(default=1000, ge=0)
@@ -558,6 +563,13 @@ class Recipe(Strict):
     check: Check = Check()
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _batches_rise(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if list(sizes) != sorted({*sizes}):
+            raise ValueError(f"batch sizes rise, each once; found {list(sizes)}")
+        return sizes
 
     @property
     def folder(self) -> Path:
@@ -772,6 +784,17 @@ def check_precision(recipe: Recipe, target: str, precision: str) -> None:
             f"target {target} is int8, and the recipe has no data.calibration: name samples like "
             "those that the device will see (some hundred, none of them in tuning or test), or "
             "build with --set target.precision=int8-dynamic, which needs none"
+        )
+
+
+def check_sizes(recipe: Recipe, target: str) -> None:
+    """Raises RecipeError where sizes vary: this target's engines are built for one."""
+    inputs = recipe.manifest_inputs({})
+    if varying := [one for one in inputs if one.varying]:
+        raise RecipeError(
+            f"target {target} builds engines for one size, and {varying[0].name} is "
+            f"{varying[0].shape_text()}: give one number in place of a range, and a recipe for "
+            "each size that you need"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.backends import checked_with
 from edgekit.bundle import manifest as m
 from edgekit.bundle.reader import Bundle, read_bundle, read_evidence
 from edgekit.bundle.writer import new_bundle, write_files
@@ -268,9 +269,11 @@ def _golden(bundle: Bundle, policy: m.Policy) -> tuple[m.Golden, dict[str, bytes
 
 def _measured(bundle: Bundle, step: Callable[[str], None]) -> dict[str, Any]:
     """What the evidence says of a policy, measured here; None of each where that cannot be."""
+    engine = checked_with(bundle.manifest.target.engine)
     try:
         step("golden samples")
-        chain = Chain.from_bundle(bundle)
+        # As where it was built: this command belongs to the host.
+        chain = Chain.from_bundle(bundle, engine=engine)
     except DeviceError:
         return {"golden": None, "decisions": None, "bench": None}
     found: dict[str, Any] = {"golden": asdict(verify_golden(bundle, chain)), "decisions": None}
@@ -280,4 +283,4 @@ def _measured(bundle: Bundle, step: Callable[[str], None]) -> dict[str, Any]:
             [chain.one(one) for one in unstack(carried[0])], bundle.manifest.variant().exits[-1]
         )
     step("bench")
-    return {**found, "bench": brief(bundle)}
+    return {**found, "bench": brief(bundle, engine=engine)}

@@ -5,13 +5,67 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from pydantic import Field, field_validator, model_validator
 
 from edgekit.config import Strict, apply_overrides, parse, read_yaml
 from edgekit.errors import RecipeError
 from edgekit.shipped import shipped
 
-__all__ = ["Target", "load_target", "target_names"]
+__all__ = ["Gpu", "Target", "load_target", "target_names"]
+
+_JETPACK_5 = (
+    "{} has JetPack 5 at most, whose TensorRT 8.5 has no strongly typed networks, and Python 3.8, "
+    "which edgekit's runtime does not run on; build for its processor instead: a target file with "
+    "engine: onnxruntime, machine: aarch64 and a Python of 3.10 or newer beside JetPack's own, or "
+    "use a Jetson Orin (--target jetson)"
+)
+
+_REFUSED = {
+    "jetson-xavier": _JETPACK_5.format("Jetson Xavier"),
+    "jetson-agx-xavier": _JETPACK_5.format("Jetson AGX Xavier"),
+    "jetson-xavier-nx": _JETPACK_5.format("Jetson Xavier NX"),
+    "jetson-nano": _JETPACK_5.format("Jetson Nano (before Orin)"),
+    "jetson-tx2": _JETPACK_5.format("Jetson TX2"),
+}
+"""Boards that people will ask for and that cannot be served, with the reason and the way out."""
+
+_CAPABILITY = re.compile(r"[1-9]\d?\.\d")
+
+
+class Gpu(Strict):
+    """The NVIDIA GPU of a target, and what builds engines for it there."""
+
+    compute_capability: str
+    """As NVIDIA has it, "8.7" for one, in quotes."""
+    proof_capability: str | None = None
+    """The nearest that TensorRT-RTX compiles for on a machine without that GPU; None: it cannot."""
+    tensorrt: str
+    """The versions of TensorRT that the device may have, as pip reads them: ">=10.3,<11"."""
+    builder: Literal["tensorrt", "torch2trt"] = "tensorrt"
+    """What builds the engines: TensorRT's own API, or torch2trt where the device has it."""
+    power_modes: tuple[str, ...] = ()
+    """As `nvpmodel` names them there, the one with most power first."""
+
+    @field_validator("compute_capability", "proof_capability")
+    @classmethod
+    def _capability_fits(cls, capability: str | None) -> str | None:
+        if capability is not None and not _CAPABILITY.fullmatch(capability):
+            raise ValueError(f'{capability!r} is no compute capability such as "8.7", in quotes')
+        return capability
+
+    @field_validator("tensorrt")
+    @classmethod
+    def _tensorrt_fits(cls, versions: str) -> str:
+        try:
+            found = SpecifierSet(versions)
+        except InvalidSpecifier:
+            raise ValueError(f'{versions!r} is no range of versions such as ">=10.3,<11"') from None
+        if found.contains("8.6.2") or found.contains("9.3"):
+            raise ValueError(
+                f"{versions!r} takes in TensorRT before 10, which knows no strongly typed networks"
+            )
+        return versions
 
 
 class Target(Strict):
@@ -28,7 +82,7 @@ class Target(Strict):
     opset: int = Field(ge=18, le=23)
     """The ONNX opset of the segments. PyTorch's exporter writes 18 at least."""
     ir_version: int | None = Field(default=None, ge=8, le=13)
-    """The newest version of ONNX's file format that the device reads. Left out: any."""
+    """The newest IR version of ONNX that the device's parser reads. Left out: any."""
     machine: str | None = None
     """As `uname -m` says it, `aarch64` for one. Left out: whatever machine builds."""
     board: str | None = None
@@ -39,6 +93,18 @@ class Target(Strict):
     """The versions of Python that the device may have."""
     platforms: tuple[str, ...] = ()
     """The platform tags of the wheels that the device takes, best first, as pip reads them."""
+    pins: str | None = None
+    """Which of the lists of packages the device installs. Left out: the engine's own."""
+    gpu: Gpu | None = None
+    """What `engine: tensorrt` builds for, and it alone."""
+
+    @model_validator(mode="after")
+    def _gpu_fits(self) -> "Target":
+        if (self.engine == "tensorrt") != (self.gpu is not None):
+            raise ValueError("engine: tensorrt needs gpu, and no other engine takes it")
+        if self.engine == "tensorrt" and self.precision == "int8-dynamic":
+            raise ValueError("engine: tensorrt has no int8-dynamic; say int8, or fp16")
+        return self
 
     @field_validator("python")
     @classmethod
@@ -69,6 +135,8 @@ def load_target(name: str, overrides: dict[str, Any] | None = None) -> Target:
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         known = target_names()
+        if name in _REFUSED:
+            raise RecipeError(f"target {name}: {_REFUSED[name]}")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

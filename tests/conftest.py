@@ -172,6 +172,20 @@ def built_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "built-tiny", make)
 
 
+@pytest.fixture(scope="session")
+def jetson_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the tiny recipe for `jetson`; read-only by agreement."""
+    from edgekit.pipeline import build
+    from edgekit.recipe import load_recipe
+    from edgekit.target import load_target
+
+    def make(folder: Path) -> None:
+        recipe = write_tiny_recipe(tmp_path_factory.mktemp("recipe") / "tiny")
+        build(load_recipe(str(recipe)), load_target("jetson"), folder)
+
+    return once(tmp_path_factory, "jetson-tiny", make)
+
+
 @pytest.fixture
 def tiny_bundle(built_tiny: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle, to be broken."""

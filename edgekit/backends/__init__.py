@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from edgekit.stages import Part
     from edgekit.target import Target
 
-__all__ = ["TOOLS", "Backend", "Crossing", "Features", "IntegerWork", "Quantized", "backend_for"]
+__all__ = [
+    "RTX_PACKAGE",
+    "TOOLS",
+    "Backend",
+    "Crossing",
+    "Features",
+    "IntegerWork",
+    "Quantized",
+    "backend_for",
+    "checked_with",
+]
 
 _ONNX_TOOLS = (
     "torch",
@@ -139,10 +149,18 @@ class Backend(Protocol):
         """Operators in the file, for the evidence."""
 
 
+RTX_PACKAGE = "tensorrt-rtx-cu13-libs"
+"""TensorRT-RTX, which proves that segments can be built for a GPU that is not here."""
+
 _BACKENDS = {
     "onnxruntime": "edgekit.backends.onnxruntime:OnnxRuntimeBackend",
     "tensorrt": "edgekit.backends.tensorrt:TensorRTBackend",
 }
+
+
+def checked_with(engine: str) -> str:
+    """What runs an engine's segments where they are built: it reads the same files, anywhere."""
+    return "onnxruntime" if engine == "tensorrt" else engine
 
 
 def backend_for(engine: str) -> Backend:

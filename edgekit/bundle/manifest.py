@@ -41,6 +41,7 @@ __all__ = [
     "File",
     "Golden",
     "GoldenSample",
+    "GpuTarget",
     "Image",
     "Input",
     "Left",
@@ -436,11 +437,29 @@ class Input:
 
 
 @dataclass(frozen=True)
+class GpuTarget:
+    """The GPU that engines are built for on the device, out of the segments' files.
+
+    `compute_capability` is as "8.7", `tensorrt` the versions that may build and run them, as pip
+    reads them. Engines take batches of up to the last of `batch_sizes`, which ascend, and are
+    fastest at these; while it builds one, `builder` may use `workspace_bytes` of the GPU's memory.
+    `power_modes` are named as on the device, the one with most power first.
+    """
+
+    compute_capability: str
+    tensorrt: str
+    builder: str
+    workspace_bytes: int
+    batch_sizes: tuple[int, ...]
+    power_modes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Target:
     """The target that the segments were built for.
 
     `machine` is what `uname -m` says there, `board` how its name in the device tree begins; None
-    where any will do.
+    where any will do. `gpu` says for which GPU engines are built there, if any are.
     """
 
     name: str
@@ -449,6 +468,7 @@ class Target:
     threads: int
     machine: str | None
     board: str | None
+    gpu: GpuTarget | None
 
 
 @dataclass(frozen=True)
@@ -708,6 +728,10 @@ def _check_files(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST_NAME}: golden.max_relative_error lies outside 0 to 1")
     if manifest.target.threads < 1:
         raise BundleError(f"{MANIFEST_NAME}: target.threads is {manifest.target.threads}")
+    if gpu := manifest.target.gpu:
+        sizes = gpu.batch_sizes
+        if not sizes or list(sizes) != sorted({*sizes}) or sizes[0] < 1 or gpu.workspace_bytes < 1:
+            raise BundleError(f"{MANIFEST_NAME}: target.gpu has batch sizes {list(sizes)}")
     samples = [one.inputs for one in manifest.golden.samples]
     tuned = {manifest.tuning.seen} if manifest.tuning else set()
     named = tuned | {*manifest.golden.logits.values(), *manifest.golden.confidences.values()}

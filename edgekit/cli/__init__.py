@@ -15,6 +15,7 @@ from edgekit.cli import (
     compare,
     doctor,
     inspect,
+    install,
     report,
     run,
     targets,
@@ -39,6 +40,7 @@ app = typer.Typer(
 for command in (
     build,
     inspect,
+    install,
     run,
     verify,
     bench,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from edgekit.bundle.reader import read_bundle
+from edgekit.cli.engine import EngineOption, InstallOption, installed
 from edgekit.cli.output import JsonOption, StageProgress, Terminal
 from edgekit.cli.policy import PolicyOption, other_policy, policy_text
 from edgekit.errors import InputError
@@ -34,6 +35,8 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each sample is measured.")] = 10,
     policy: PolicyOption = None,
+    engine: EngineOption = None,
+    install: InstallOption = False,
     json_to: JsonOption = None,
 ) -> None:
     """Measure the chain beside the undivided network, on the test split, in one process."""
@@ -48,11 +51,14 @@ def bench(
         inputs, labels = carried
     else:
         raise InputError(f"{bundle}: carries no test split; give one with --data FILE.npz")
+    for one in (found, *others):
+        installed(terminal, one, engine, install)
     with StageProgress(terminal).live("bench") as step:
         report = library.bench(
             found,
             inputs,
             labels,
+            engine=engine,
             threads=threads,
             rounds=rounds,
             policy=other,

@@ -10,6 +10,7 @@ import typer
 
 from edgekit.bundle.manifest import REPORT_NAME, Manifest
 from edgekit.bundle.writer import check_output
+from edgekit.cli.install import install_here
 from edgekit.cli.output import (
     JsonOption,
     StageProgress,
@@ -105,7 +106,8 @@ def build(
     _print(terminal, built.manifest, built.evidence)
     verb = "Wrote" if built.written else "Nothing to do for"
     bundle = f"{folder} ({built.manifest.bundle_id[:12]})"
-    terminal.line(f"\n{verb} {bundle}. Next: {_next(built.manifest, folder)}")
+    install_here(terminal, folder, built.manifest.target)
+    terminal.line(f"\n{verb} {bundle}. Next{_next(built.manifest, folder)}")
     if (folder / REPORT_NAME).is_file():
         terminal.line(f"Look at {folder / REPORT_NAME}")
     if cache is not None and cache.problem:
@@ -158,6 +160,14 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> 
     print_segments(terminal, manifest.variant(), [x.tensor for x in manifest.inputs])
     notes = {stage["name"]: stage["notes"] for stage in evidence["stages"]}
     _print_results(terminal, notes, manifest.variant().exits)
+    for proven in sorted(
+        {
+            (one["by"], one["compute_capability"])
+            for one in evidence["proof"]
+            if one["compute_capability"]
+        }
+    ):
+        terminal.line("compiled   every segment, with {} for compute capability {}".format(*proven))
     for dropped in notes["optimize"]["dropped"]:
         terminal.line("\nNote: {pass} was dropped for {part}: {reason}".format(**dropped))
     for found in notes.values():
@@ -222,9 +232,15 @@ def print_tuned(terminal: Terminal, tuned: dict[str, Any]) -> None:
 
 
 def _next(manifest: Manifest, folder: Path) -> str:
-    if other_than_target(manifest.target, describe()) is None:
-        return f"edgekit bench {folder}"
+    gpu = manifest.target.gpu
+    if other_than_target(manifest.target, describe(gpu=gpu is not None)) is None:
+        return f": edgekit bench {folder}"
+    pip = f"~/edgekit/bin/pip install -r {folder.name}/install/requirements.txt"
+    if gpu is None:
+        return f": copy the folder to the device; there, python3 -m venv ~/edgekit and {pip}"
+    # TensorRT comes with the system there, not with these requirements.
     return (
-        "copy the folder to the device; there, python3 -m venv ~/edgekit and "
-        f"~/edgekit/bin/pip install -r {folder.name}/install/requirements.txt"
+        ", copy the folder to the device, and there:\n"
+        f"  python3 -m venv --system-site-packages ~/edgekit\n  {pip}\n"
+        f"  ~/edgekit/bin/edgekit install {folder.name}"
     )

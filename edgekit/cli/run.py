@@ -12,10 +12,11 @@ import typer
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reader import read_bundle
+from edgekit.cli.engine import EngineOption, InstallOption, load
 from edgekit.cli.output import JsonOption, Terminal, print_error, refuse_inside_a_bundle
 from edgekit.cli.policy import PolicyOption, other_policy
 from edgekit.errors import BuildError, InputError
-from edgekit.runtime import Chain, Metrics
+from edgekit.runtime import Metrics
 from edgekit.runtime.deadline import budget_ns
 from edgekit.runtime.preprocess import blank, stack
 
@@ -46,6 +47,8 @@ def run(
         ),
     ] = None,
     policy: PolicyOption = None,
+    engine: EngineOption = None,
+    install: InstallOption = False,
     json_to: JsonOption = None,
 ) -> None:
     """Run a bundle on files, one by one: classes or outputs, and where each left the network."""
@@ -54,7 +57,7 @@ def run(
         budget_ns(deadline_ms)  # Refused here, and not once for every file.
     found_bundle = read_bundle(bundle)
     places = {} if output is None else _places(output, files, found_bundle.manifest)
-    chain = Chain.from_bundle(found_bundle, threads=threads)
+    chain = load(terminal, found_bundle, engine, install, threads)
     if policy is not None:
         chain = chain.with_policy(other_policy(policy, found_bundle.manifest))
     # The first run also makes the engine's buffers: not what is timed or counted.

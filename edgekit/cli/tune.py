@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.backends import checked_with
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import check_output
 from edgekit.cli.build import print_tuned, require
@@ -68,7 +69,7 @@ def tune(
     progress = StageProgress(terminal)
     if profile is None:
         with progress.live("measuring") as step:
-            measured = brief(found, step)
+            measured = brief(found, engine=checked_with(found.manifest.target.engine), step=step)
         if measured is None:
             raise InputError(
                 f"{bundle}: carries no test split to measure with; give --profile FILE, which "

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from edgekit.bundle.reader import read_bundle, read_evidence, read_report
+from edgekit.cli.engine import EngineOption, InstallOption, load
 from edgekit.cli.output import JsonOption, Terminal
-from edgekit.runtime import Chain
 from edgekit.runtime.device import describe, other_than_target
 from edgekit.runtime.verify import verify_golden
 
@@ -17,6 +17,8 @@ __all__ = ["verify"]
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    engine: EngineOption = None,
+    install: InstallOption = False,
     json_to: JsonOption = None,
 ) -> None:
     """Check every file's hash, then the golden samples' logits and exits on this machine."""
@@ -31,7 +33,7 @@ def verify(
         of_this = "as written, and of this evidence"
         other = f"as written, but of other evidence; edgekit report {bundle} makes it anew"
         terminal.line(f"report    {of_this if page[1] else other}")
-    chain = Chain.from_bundle(found)
+    chain = load(terminal, found, engine, install, None)
     golden = verify_golden(found, chain)
     worst = max(golden.max_relative_error.values())
     classes = ", with the same class" if found.manifest.labels else ""
@@ -40,7 +42,9 @@ def verify(
         f"golden    {golden.samples} samples leave where they did{classes}; {what} "
         f"within {worst:.1e} (limit {golden.limit:.1e})"
     )
-    other_device = other_than_target(found.manifest.target, describe())
+    target = found.manifest.target
+    facts = describe(gpu=target.gpu is not None)
+    other_device = other_than_target(target, facts, engine)
     if other_device is not None:
         terminal.line(f"device    not the target: {other_device}")
     terminal.line(f"\n{bundle} is sound.")

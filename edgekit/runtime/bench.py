@@ -20,7 +20,7 @@ from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime import preprocess
-from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Shapes, left_at
+from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Shapes, contents, left_at
 from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
@@ -103,6 +103,7 @@ def bench(
     inputs: Samples,
     labels: Array | None,
     *,
+    engine: str | None = None,
     threads: int | None = None,
     rounds: int = 10,
     policy: Policy | None = None,
@@ -113,9 +114,10 @@ def bench(
 
     `inputs` are prepared tensors `[samples, *shape]`, by name where there are several, or where
     sizes vary a list of them sample by sample; `labels` is int64 `[samples]` or None. Each sample
-    is measured `rounds` times. The chain is measured under `policy`, which is the bundle's own by
-    default. Returns the report as plain data; `docs/reference.md` lists its keys. Raises
-    DeviceError where an engine fails, InputError where the samples do not fit.
+    is measured `rounds` times, in `engine`, the target's by default. The chain is measured under
+    `policy`, which is the bundle's own by default. Returns the report as plain data;
+    `docs/reference.md` lists its keys. Raises DeviceError where an engine fails, InputError where
+    the samples do not fit.
     """
     manifest = bundle.manifest
     threads = threads or threads_here(manifest.target.threads)
@@ -126,19 +128,19 @@ def bench(
         labels = None  # Its exits tell no classes: there is nothing to count.
     if labels is not None:
         labels = preprocess.check_labels(labels, len(samples), len(manifest.labels))
-    chain = Chain.from_bundle(bundle, threads=threads)
+    chain = Chain.from_bundle(bundle, engine=engine, threads=threads)
     if policy is not None:
         chain = chain.with_policy(policy)
     refusing = replace(chain.spec.policy, thresholds=(math.inf,) * (len(chain.spec.segments) - 1))
     (baselines,) = (pair for pair in manifest.baselines if pair.variant == manifest.variant().name)
     contenders = {
         "chain": chain,
-        "plain": _undivided(bundle, baselines.plain, threads),
-        "whole": _undivided(bundle, baselines.whole, threads),
+        "plain": _undivided(bundle, baselines.plain, engine, threads),
+        "whole": _undivided(bundle, baselines.whole, engine, threads),
         "full_depth": chain.with_policy(refusing),
     }
     for number, other in enumerate(beside):
-        contenders[f"beside-{number}"] = Chain.from_bundle(other, threads=threads)
+        contenders[f"beside-{number}"] = Chain.from_bundle(other, engine=engine, threads=threads)
     measured, segments, cpu_share = _measure(contenders, chain, samples, rounds, step)
 
     exits = manifest.variant().exits
@@ -154,8 +156,8 @@ def bench(
     reasons = _doubts(measured, cpu_share if threads == 1 else 1.0, vary=vary)
     if labels is None and manifest.labels:
         reasons.append("the samples have no labels, so they may be noise")
-    device = describe()
-    other_device = other_than_target(manifest.target, device)
+    device = describe(gpu=manifest.target.gpu is not None)
+    other_device = other_than_target(manifest.target, device, engine)
 
     def summary(name: str) -> dict[str, Any]:
         one = measured[name]
@@ -222,7 +224,12 @@ def bench(
     return report
 
 
-def brief(bundle: Bundle, step: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
+def brief(
+    bundle: Bundle,
+    *,
+    engine: str | None = None,
+    step: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any] | None:
     """What `bench` says of some of the samples that the bundle carries, in a few seconds.
 
     None where it carries none. Raises as `bench`.
@@ -231,13 +238,14 @@ def brief(bundle: Bundle, step: Callable[[str], None] = lambda text: None) -> di
     if carried is None:
         return None
     samples, labels = preprocess.unstack(carried[0]), carried[1]
-    once_ms = sum(Chain.from_bundle(bundle).measure())
+    once_ms = sum(Chain.from_bundle(bundle, engine=engine).measure())
     most = max(_LEAST_BRIEF, int(_BRIEF_MS / (_BRIEF_ROUNDS * _RUNS_A_SAMPLE * once_ms)))
     rows = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples)), dtype=int))
     return bench(
         bundle,
         [samples[row] for row in rows],
         None if labels is None else labels[rows],
+        engine=engine,
         rounds=_BRIEF_ROUNDS,
         step=step,
     )
@@ -337,8 +345,9 @@ def verdict(report: dict[str, Any]) -> str:
     return text
 
 
-def _undivided(bundle: Bundle, segment: Segment, threads: int) -> Chain:
+def _undivided(bundle: Bundle, segment: Segment, engine: str | None, threads: int) -> Chain:
     manifest = bundle.manifest
+    engine = engine or manifest.target.engine
     spec = ChainSpec(
         manifest.inputs,
         manifest.labels,
@@ -347,7 +356,7 @@ def _undivided(bundle: Bundle, segment: Segment, threads: int) -> Chain:
         Policy(_alone(manifest.policy.criterion), ()),
     )
     return Chain.from_segments(
-        spec, [bundle.read(segment.path)], engine=manifest.target.engine, threads=threads
+        spec, contents(bundle, (segment,), engine), engine=engine, threads=threads
     )
 
 

@@ -28,7 +28,7 @@ from edgekit.errors import BundleError, InputError
 from edgekit.runtime import deadline, preprocess
 from edgekit.runtime.criteria import CRITERIA, Answers, Walk, scaled, unknown
 from edgekit.runtime.device import threads_here
-from edgekit.runtime.engines import Buffer, Engine, load_engine
+from edgekit.runtime.engines import BUILT_ON_DEVICE, Buffer, Engine, HostMemory, load_engines
 from edgekit.runtime.metrics import Metrics
 from edgekit.runtime.preprocess import Sample
 from edgekit.runtime.watcher import Watcher
@@ -39,6 +39,7 @@ __all__ = [
     "ChainSpec",
     "Prediction",
     "Shapes",
+    "contents",
     "left_at",
     "most_rows",
 ]
@@ -90,6 +91,19 @@ class Prediction(NamedTuple):
     stop: Stop
     segment_latency_ms: tuple[float, ...] | None = None
     output: Array | None = None
+
+
+def contents(bundle: Bundle, segments: Sequence[Segment], engine: str) -> list[bytes]:
+    """What this engine loads for these segments: their files, or what was built of them here.
+
+    Raises as `edgekit.runtime.install.contents`; BundleError where a file was changed.
+    """
+    if engine in BUILT_ON_DEVICE:
+        from edgekit.runtime import install
+
+        return install.contents(bundle, segments)
+    known = bundle.segments
+    return [known[one.path] if one.path in known else bundle.read(one.path) for one in segments]
 
 
 def left_at(found: Prediction, final: str) -> str:
@@ -239,6 +253,7 @@ class Chain:
         path: str | os.PathLike[str],
         *,
         variant: str | None = None,
+        engine: str | None = None,
         threads: int | None = None,
         segment_ms: Sequence[float] | None = None,
         profile: str | os.PathLike[str] | None = None,
@@ -246,17 +261,20 @@ class Chain:
     ) -> "Chain":
         """The chain of the bundle at `path`.
 
-        `variant` is the first one by default, `threads` what the target says, or the cores of this
-        machine where those are fewer. For deadlines, `segment_ms` or `profile` says how long
+        `variant` is the first one by default, `engine` the target's (another that reads the same
+        segments may run them), `threads` what the target says, or the cores of this machine where
+        those are fewer. For deadlines, `segment_ms` or `profile` says how long
         segments take: see `Chain.segment_ms`; a profile is a report that `edgekit bench --json`
         wrote of this bundle on this device. `metrics` is a file for what the chain does
         (`Metrics`). Raises BundleError where the bundle is not exactly what was built, DeviceError
-        where its engine is missing or refuses a segment, InputError where the times do not fit or
-        the file cannot be written.
+        where its engine is missing or refuses a segment (NotInstalledError, MismatchError and
+        PlanError where `edgekit install` helps), InputError where the times do not fit or the file
+        cannot be written.
         """
         return cls.from_bundle(
             read_bundle(path),
             variant=variant,
+            engine=engine,
             threads=threads,
             segment_ms=segment_ms,
             profile=profile,
@@ -269,6 +287,7 @@ class Chain:
         bundle: Bundle,
         *,
         variant: str | None = None,
+        engine: str | None = None,
         threads: int | None = None,
         segment_ms: Sequence[float] | None = None,
         profile: str | os.PathLike[str] | None = None,
@@ -278,6 +297,9 @@ class Chain:
         manifest = bundle.manifest
         chosen = manifest.variant(variant)
         threads = threads or threads_here(manifest.target.threads)
+        engine = engine or manifest.target.engine
+        gpu = manifest.target.gpu
+        built = engine in BUILT_ON_DEVICE
         chain = cls.from_segments(
             ChainSpec(
                 manifest.inputs,
@@ -285,23 +307,29 @@ class Chain:
                 chosen.tensors,
                 chosen.segments,
                 manifest.policy,
-                most_rows(manifest.target.precision),
+                gpu.batch_sizes[-1] if built and gpu else most_rows(manifest.target.precision),
                 manifest.bundle_id,
                 manifest.tuning,
             ),
-            [bundle.segments[segment.path] for segment in chosen.segments],
-            engine=manifest.target.engine,
+            contents(bundle, chosen.segments, engine),
+            engine=engine,
             threads=threads,
         )
         if profile is not None:
             if segment_ms is not None:
                 raise InputError("give segment_ms or a profile: each says how long segments take")
-            segment_ms = deadline.from_report(profile, bundle, chosen.segments, threads)
+            segment_ms = deadline.from_report(
+                profile, bundle, chosen.segments, threads, chain.engines[0].version
+            )
         if segment_ms is not None:
             chain.segment_ms = segment_ms
         # Kept without the segments' bytes, which the engines hold already.
         chain._recorded = functools.partial(
-            deadline.from_evidence, replace(bundle, segments={}), chosen.segments, threads
+            deadline.from_evidence,
+            replace(bundle, segments={}),
+            chosen.segments,
+            threads,
+            chain.engines[0].version,
         )
         if metrics is not None:
             Metrics(chain, metrics)
@@ -312,10 +340,8 @@ class Chain:
         cls, spec: ChainSpec, segments: Sequence[bytes], *, engine: str, threads: int
     ) -> "Chain":
         """A chain of segments in memory: what `load` ends in, and what the host checks with."""
-        named = zip(spec.segments, segments, strict=True)
-        return cls(
-            spec, [load_engine(engine, raw, one.name, threads=threads) for one, raw in named]
-        )
+        named = zip([one.name for one in spec.segments], segments, strict=True)
+        return cls(spec, load_engines(engine, list(named), threads=threads))
 
     def with_policy(self, policy: Policy) -> "Chain":
         """The same segments, already loaded, under another policy and with buffers of their own.
@@ -573,10 +599,16 @@ class Chain:
     def segment_runs(self, samples: Sample) -> list[Callable[[], None]]:
         """The engine's own calls, bound to these samples: for timing segments outside the chain.
 
-        They use the chain's buffers, so they must not run beside a call of the chain.
+        Each returns when its segment is done. They use the chain's buffers, so they must not run
+        beside a call of the chain.
         """
+        memory = self._memory
         with self.lock:
-            return [step.run for step in self._start(self._batch(samples))]
+            runs = [step.run for step in self._start(self._batch(samples))]
+            memory.finish()
+        if isinstance(memory, HostMemory):
+            return runs  # Nothing around them: that would be timed as well.
+        return [_to_its_end(run, memory.finish) for run in runs]
 
     def _tensors(self, given: Sequence[Array]) -> dict[str, Array]:
         for step in self._start(given):
@@ -760,7 +792,7 @@ class Chain:
             output = memory.reader(buffers[exit.logits], rows)
             read = output
             if self._given:
-                read = _nothing(rows)
+                read = _nothing(rows, memory.finish)
                 if exit.confidence is not None:
                     read = memory.reader(buffers[exit.confidence], rows)
             elif rows == 1 and self._criterion is not None and temperatures is not None:
@@ -788,10 +820,25 @@ def _row(answers: Answers, row: int) -> tuple[int, int, float]:
     return int(exits[row]), int(classes[row]), float(confidences[row])
 
 
-def _nothing(rows: int) -> Callable[[], Array]:
-    """Reads the confidences of an exit that gives none."""
+def _to_its_end(run: Callable[[], None], finish: Callable[[], None]) -> Callable[[], None]:
+    """Runs a segment whose engine only starts it, and waits for it."""
+
+    def call() -> None:
+        run()
+        finish()
+
+    return call
+
+
+def _nothing(rows: int, finish: Callable[[], None]) -> Callable[[], Array]:
+    """Reads the confidences of an exit that gives none, once its segment is done."""
     unknown = np.full(rows, np.nan)
-    return lambda: unknown
+
+    def read() -> Array:
+        finish()
+        return unknown
+
+    return read
 
 
 def _scaled(output: Callable[[], Array], temperature: float) -> Callable[[], Array]:

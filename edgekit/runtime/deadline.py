@@ -57,18 +57,23 @@ def expected_ns(segment_ms: Sequence[float], segments: int) -> list[float]:
 
 
 def from_report(
-    path: str | os.PathLike[str], bundle: Bundle, segments: Sequence[Segment], threads: int
+    path: str | os.PathLike[str],
+    bundle: Bundle,
+    segments: Sequence[Segment],
+    threads: int,
+    engine: str,
 ) -> list[float]:
     """The expected times in ms that a report of `edgekit bench --json` has for these segments.
 
-    Raises InputError where the file is no such report, or was measured on other segments, with
-    other threads or on another processor.
+    `engine` is the version of the chain's, as `Engine.version` has it. Raises InputError where the
+    file is no such report, or was measured on other segments, with other threads, in another kind
+    of engine or on another processor.
     """
     file = Path(path)
     try:
         report = json.loads(file.read_bytes())
         found = {one["sha256"]: float(one["p90_ms"]) for one in report["segments"]}
-        measured = report["bundle_id"], report["threads"]
+        measured = report["bundle_id"], report["threads"], str(report["engine"])
         cpu = report["device"]["cpu"]
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from None
@@ -87,15 +92,22 @@ def from_report(
         raise InputError(
             f"{file}: holds times at {measured[1]} threads, the chain has {threads}; {again}"
         )
+    if not _alike(measured[2], engine):
+        raise InputError(
+            f"{file}: holds the times of {measured[2]}, the chain runs in {engine}; {again}"
+        )
     if cpu != (here := describe()["cpu"]):
         raise InputError(f"{file}: holds the times of {cpu}, this is {here}; {again}")
     return [found[one.sha256] for one in segments]
 
 
-def from_evidence(bundle: Bundle, segments: Sequence[Segment], threads: int) -> list[float] | None:
+def from_evidence(
+    bundle: Bundle, segments: Sequence[Segment], threads: int, engine: str
+) -> list[float] | None:
     """The expected times in ms that were measured when the bundle was built.
 
-    None where there are none, or they are not of this processor, these threads, these segments.
+    None where there are none, or they are not of this processor, these threads, these segments and
+    this kind of engine.
     """
     if tuple(segments) != bundle.manifest.variant().segments:
         return None
@@ -110,9 +122,16 @@ def from_evidence(bundle: Bundle, segments: Sequence[Segment], threads: int) -> 
     # A processor that does not say its name is called after its kind, and may be any of that.
     if not alike or here["cpu"] == here["machine"] or evidence.get("threads") != threads:
         return None
+    if not _alike(str(evidence.get("engine")), engine):
+        return None
     try:
         found = evidence["segment_latency_ms"]
         expected_ns(found, len(segments))
     except (KeyError, InputError):
         return None
     return [float(one) for one in found]
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two engines are of one kind, whatever their versions."""
+    return one.partition(" ")[0] == other.partition(" ")[0]

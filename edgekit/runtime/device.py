@@ -4,14 +4,24 @@ import importlib.metadata
 import os
 import platform
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgekit.bundle.manifest import Requirements, Target
+from edgekit.errors import DeviceError
 
 __all__ = ["cores", "describe", "other_than_target", "package_versions", "threads_here", "unmet"]
 
-ENGINE_PACKAGES = ("onnxruntime", "ai-edge-litert", "tflite-runtime", "tensorrt")
+ENGINE_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "ai-edge-litert",
+    "tflite-runtime",
+    "tensorrt",
+    "tensorrt-rtx-cu13-libs",
+    "cuda-bindings",
+)
 
 
 def cores() -> int:
@@ -26,9 +36,12 @@ def threads_here(wanted: int) -> int:
     return min(wanted, cores())
 
 
-def describe() -> dict[str, Any]:
-    """This machine as plain data: processor, memory, system, Python and packages."""
-    return {
+def describe(*, gpu: bool = False) -> dict[str, Any]:
+    """This machine as plain data: processor, memory, system, Python and packages.
+
+    With `gpu` also the GPU that CUDA would use, None without one: to ask starts CUDA's driver.
+    """
+    facts: dict[str, Any] = {
         "machine": platform.machine(),
         "cpu": _cpu(),
         "cores": cores(),
@@ -37,19 +50,46 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": package_versions(("edgekit", "numpy", *ENGINE_PACKAGES)),
     }
+    if gpu:
+        from edgekit.runtime import cuda
+
+        try:
+            facts["gpu"] = asdict(cuda.find().gpu())
+        except DeviceError:
+            facts["gpu"] = None
+    return facts
 
 
-def other_than_target(target: Target, facts: dict[str, Any]) -> str | None:
+def other_than_target(
+    target: Target, facts: dict[str, Any], engine: str | None = None
+) -> str | None:
     """How the machine of `facts` (see `describe`) is not the target, in words; None where it is.
 
-    Where a target names no machine and no board, every machine is one.
+    Where a target names no machine and no board, every machine is one. `engine` is what runs the
+    segments here, the target's own by default.
     """
     as_wanted = facts["machine"] == (target.machine or facts["machine"])
-    if as_wanted and facts["cpu"].startswith(target.board or ""):
+    here = [facts["machine"], facts["cpu"]]
+    wanted = [target.machine, target.board]
+    as_wanted &= facts["cpu"].startswith(target.board or "")
+    if target.gpu is not None:
+        gpu = facts.get("gpu")
+        wanted.append(f"a GPU of compute capability {target.gpu.compute_capability}")
+        here.append(
+            f"{gpu['name']} of compute capability {gpu['compute_capability']}"
+            if gpu
+            else "no GPU that CUDA can use"
+        )
+        capability = gpu["compute_capability"] if gpu else None
+        as_wanted &= capability == target.gpu.compute_capability
+    if engine not in {None, target.engine}:
+        wanted.append(target.engine)
+        here.append(f"in {engine}")
+        as_wanted = False
+    if as_wanted:
         return None
-    wanted = ", ".join(filter(None, (target.machine, target.board)))
-    found = f"{facts['machine']}, {facts['cpu']}"
-    return f"built for {target.name} ({wanted}); this is {found}"
+    found = ", ".join(here)
+    return f"built for {target.name} ({', '.join(filter(None, wanted))}); this is {found}"
 
 
 def unmet(requirements: Requirements, facts: dict[str, Any]) -> list[str]:

@@ -216,8 +216,8 @@ def _remedy(reason: str, options: Options) -> str:
         limit = options.workspace_bytes
         now = "no limit" if limit is None else f"{limit:,} bytes"
         return (
-            "end other programs that use the GPU's memory, or change target.workspace_bytes "
-            f"({now} now)"
+            "end other programs that use the GPU's memory, or build the bundle with another "
+            f"--set target.memory_bytes: a quarter of it is a kernel's to use ({now} now)"
         )
     if "FP32 GEMM" in reason:
         return "this GPU multiplies in float16 or on integers: build for fp16 or int8"

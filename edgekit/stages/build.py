@@ -45,6 +45,12 @@ host has no integer kernel for it computes in float. A wrong weight or scale mov
 
 _SEEN = "tuning/seen.npz"
 
+_GPU_BYTES = 8 * 2**30
+"""What a GPU has whose target does not say."""
+
+_WORKSPACE_PART = 4
+"""A kernel may use this part of the memory while an engine is built: tensors need the rest."""
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -124,6 +130,7 @@ class Build(Stage[Tuned, Contents]):
                     target.threads,
                     target.machine or platform.machine(),
                     target.board,
+                    self._gpu(),
                 ),
                 inputs=inputs,
                 labels=labels,
@@ -256,10 +263,24 @@ class Build(Stage[Tuned, Contents]):
             }
         return {}
 
+    def _gpu(self) -> m.GpuTarget | None:
+        gpu = self.target.gpu
+        if gpu is None:
+            return None
+        memory_bytes = self.target.memory_bytes or _GPU_BYTES
+        return m.GpuTarget(
+            gpu.compute_capability,
+            gpu.tensorrt,
+            gpu.builder,
+            memory_bytes // _WORKSPACE_PART,
+            self.recipe.batch_sizes,
+            gpu.power_modes,
+        )
+
     def _install(self, files: dict[str, bytes], step: Step) -> m.Requirements:
         """What the device installs from, into `files`; and what that is, for the manifest."""
         target = self.target
-        wheel, pins = wheels.own_wheel(), wheels.pins(target.engine)
+        wheel, pins = wheels.own_wheel(), wheels.pins(target.pins or target.engine)
         packages = (f"edgekit=={wheel.version}", *pins)
         found = {"requirements.txt": wheels.requirements_file(packages), wheel.name: wheel.content}
         if self.wheelhouse:

@@ -62,6 +62,7 @@ DOCUMENT: Document = {
         "threads": 1,
         "machine": None,
         "board": "Raspberry Pi 4",
+        "gpu": None,
     },
     "inputs": [
         {

@@ -29,7 +29,7 @@ from edgekit.runtime import Chain, Prediction
 from edgekit.runtime.bench import load_test_data
 from edgekit.runtime.chain import ChainSpec
 from edgekit.runtime.criteria import CRITERIA, PATIENCE, decide
-from edgekit.runtime.engines import Buffer, Engine, HostMemory, load_engine
+from edgekit.runtime.engines import Buffer, Engine, HostMemory, load_engines
 from edgekit.runtime.watcher import Watcher
 from tests.runtime.test_criteria import (
     POLICIES,
@@ -514,7 +514,7 @@ def test_bytes_that_the_engine_refuses_are_a_device_error_naming_the_segment(
 
 def test_an_unknown_engine_is_a_device_error() -> None:
     with pytest.raises(DeviceError, match="no engine 'abacus'; it has onnxruntime"):
-        load_engine("abacus", b"", "segment-1", threads=1)
+        load_engines("abacus", [("segment-1", b"")], threads=1)
 
 
 def changed(tiny_bundle: Path, change: Callable[[dict[str, Any]], object]) -> Path:

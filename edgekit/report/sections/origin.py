@@ -47,8 +47,11 @@ def origin(facts: Facts) -> Section:
         ),
         Table(
             "How far each segment was proven",
-            ("segment", "proven", "by"),
-            tuple((one["segment"], one["proven"], one["by"]) for one in evidence.get("proof", [])),
+            ("segment", "proven", "by", "for compute capability"),
+            tuple(
+                (one["segment"], one["proven"], one["by"], one.get("compute_capability") or "-")
+                for one in evidence.get("proof", [])
+            ),
             frozenset({0, 1, 2}),
         ),
         Table(

@@ -6,7 +6,7 @@ are looked at (`reader`), so that features may stay wherever the engine keeps th
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgekit.errors import DeviceError
 
-__all__ = ["ENGINES", "Engine", "HostMemory", "Memory", "load_engine"]
+__all__ = ["BUILT_ON_DEVICE", "ENGINES", "Engine", "HostMemory", "Memory", "load_engines"]
 
 Array = npt.NDArray[Any]
 Buffer = Any
@@ -36,9 +36,15 @@ class Memory(Protocol):
     def keep(self, buffer: Buffer, rows: Array) -> None:
         """Move these rows (ascending indices) to the front, in order."""
 
+    def finish(self) -> None:
+        """Wait until all that was started is done: an engine's call may return before that."""
+
 
 class Engine(Protocol):
-    """One segment, loaded. `version` names the engine and its version, for reports."""
+    """One segment, loaded. `version` names the engine and its version, for reports.
+
+    The engines of a chain are loaded together (`load_engines`) and have one memory.
+    """
 
     memory: Memory
     version: str
@@ -46,10 +52,11 @@ class Engine(Protocol):
     def bind(
         self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], rows: int
     ) -> Callable[[], None]:
-        """A call that runs the segment on the first `rows` of these buffers.
+        """A call that runs the segment on the first `rows` of these buffers, or starts that.
 
         Everything that can be prepared is prepared here: the call itself neither allocates nor
-        copies beyond what the engine forces. Raises DeviceError where the engine refuses.
+        copies beyond what the engine forces. What the segment gives is there for a `reader`, and
+        for the next segment. Raises DeviceError where the engine refuses.
         """
 
     def shapes(self, inputs: Mapping[str, Buffer]) -> dict[str, tuple[int, ...]]:
@@ -85,15 +92,28 @@ class HostMemory:
         """Move these rows to the front."""
         buffer[: len(rows)] = buffer[rows]
 
+    def finish(self) -> None:
+        """Nothing: a call that returns is done."""
 
-ENGINES = {"onnxruntime": "edgekit.runtime.engines.onnxruntime"}
-"""The module of each engine; it is imported when the first segment is loaded."""
+
+ENGINES = {
+    "onnxruntime": "edgekit.runtime.engines.onnxruntime",
+    "onnxruntime-cuda": "edgekit.runtime.engines.onnxruntime_cuda",
+    "tensorrt": "edgekit.runtime.engines.tensorrt",
+}
+"""The module of each engine; it is imported when the first segments are loaded."""
+
+BUILT_ON_DEVICE = frozenset({"tensorrt"})
+"""The engines that load what `edgekit install` built there, not the bundle's own files."""
 
 
-def load_engine(engine: str, segment: bytes, name: str, *, threads: int) -> Engine:
-    """Load a segment's bytes. `name` is for messages, `threads` is what one run may use.
+def load_engines(
+    engine: str, segments: Sequence[tuple[str, bytes]], *, threads: int
+) -> list[Engine]:
+    """Load the segments of a chain, each by its name, for messages, and its content.
 
-    Raises DeviceError where the engine is unknown or not installed, or refuses the segment.
+    `threads` is what one run may use of the processor. Raises DeviceError where the engine is
+    unknown or not installed, or refuses a segment.
     """
     if engine not in ENGINES:
         raise DeviceError(f"this edgekit has no engine {engine!r}; it has {', '.join(ENGINES)}")
@@ -103,5 +123,5 @@ def load_engine(engine: str, segment: bytes, name: str, *, threads: int) -> Engi
         raise DeviceError(
             f"engine {engine} is not installed ({error}): pip install 'edgekit[{engine}]'"
         ) from None
-    loaded: Engine = module.load(segment, name, threads=threads)
+    loaded: list[Engine] = module.load(segments, threads=threads)
     return loaded

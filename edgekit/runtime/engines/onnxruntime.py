@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import onnxruntime
 
@@ -56,26 +56,30 @@ class OnnxRuntimeEngine:
         return {name: value.shape[1:] for name, value in zip(names, values, strict=True)}
 
 
-def load(segment: bytes, name: str, *, threads: int) -> OnnxRuntimeEngine:
-    """An engine for an ONNX model's bytes. Raises DeviceError where ONNX Runtime refuses it."""
+def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[OnnxRuntimeEngine]:
+    """An engine for each ONNX model. Raises DeviceError where ONNX Runtime refuses one."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # A segment's threads must not spin while another segment runs: they would take its cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # What goes wrong comes as an exception as well.
-    try:
-        session = onnxruntime.InferenceSession(
-            segment,
-            options,
-            providers=["CPUExecutionProvider"],
-            # Of float16 it leaves a tensor without a type, and a later pass takes the process down
-            # (seen in 1.32: a convolution with attention behind it). Floats run no slower without.
-            disabled_optimizers=["MatmulTransposeFusion"],
-        )
-    except Exception as error:
-        raise DeviceError(_refusal(name, error)) from None
-    return OnnxRuntimeEngine(session, name)
+    engines = []
+    for name, content in segments:
+        try:
+            session = onnxruntime.InferenceSession(
+                content,
+                options,
+                providers=["CPUExecutionProvider"],
+                # Of float16 it leaves a tensor without a type, and a later pass takes the process
+                # down (seen in 1.32: a convolution with attention behind it). Floats run no slower
+                # without.
+                disabled_optimizers=["MatmulTransposeFusion"],
+            )
+        except Exception as error:
+            raise DeviceError(_refusal(name, error)) from None
+        engines.append(OnnxRuntimeEngine(session, name))
+    return engines
 
 
 def _refusal(name: str, error: Exception) -> str:
