@@ -32,6 +32,6 @@ def test_float16_that_is_turned_in_front_of_a_product_does_not_take_the_process_
     )
     opset = helper.make_opsetid("", 20)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=9)
-    engine = load(model.SerializeToString(), "segment-1", threads=1)
+    (engine,) = load([("segment-1", model.SerializeToString())], threads=1)
     shapes = engine.shapes({"x": np.zeros((2, 3, 16, 16), np.float16)})
     assert shapes == {"y": (2, 4)}
