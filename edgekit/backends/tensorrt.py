@@ -27,7 +27,8 @@ class TensorRTBackend(OnnxRuntimeBackend):
     """See `edgekit.backends.Backend`."""
 
     integer_remedy = (
-        "what multiplies two activations, or an activation and a mask, stays in float16; lower "
+        "integers are for convolutions and matrix products with constant weights; products of two "
+        "activations, recurrent layers and what a mask touches stay in float16: lower "
         "quantize.min_integer_share, or build for fp16"
     )
 

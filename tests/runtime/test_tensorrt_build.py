@@ -166,7 +166,7 @@ def test_a_batch_that_is_fixed_is_refused(rtx):
 
 
 def test_too_little_workspace_names_the_limit_and_its_key(rtx, convolution):
-    with pytest.raises(DeviceError, match=r"target\.workspace_bytes \(1 bytes now\)"):
+    with pytest.raises(DeviceError, match=r"target\.memory_bytes.* \(1 bytes now\)"):
         built(rtx, convolution, workspace_bytes=1)
 
 

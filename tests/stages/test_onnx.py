@@ -151,3 +151,15 @@ def test_an_opset_that_the_exporter_does_not_write_is_refused():
     target = load_target("host").model_copy(update={"opset": 13})
     with pytest.raises(BuildError, match=r"asked for ONNX opset 13, got 18.*target\.opset=18"):
         Lower(OnnxRuntimeBackend(), target, IMAGES)(graphs, silent)
+
+
+def test_the_files_format_is_no_newer_than_the_target_reads(graphs):
+    target = load_target("host", {"ir_version": 9})
+    old = Lower(OnnxRuntimeBackend(), target, IMAGES)(graphs, silent).artifact
+    prove = error_of(MODEL, 3, (1, 4, 4))
+    for one in (old, Optimize(OnnxRuntimeBackend(), prove, 1e-3)(old, silent).artifact):
+        for part in one.parts():
+            assert onnx.load_from_string(part.program).ir_version == 9
+    newer = load_target("host", {"ir_version": 9, "opset": 21})
+    with pytest.raises(BuildError, match=r"opset 21 came with IR version 10, and .* is 9: lower"):
+        Lower(OnnxRuntimeBackend(), newer, IMAGES)(graphs, silent)

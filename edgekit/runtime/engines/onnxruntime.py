@@ -72,8 +72,7 @@ def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[OnnxRun
                 options,
                 providers=["CPUExecutionProvider"],
                 # Of float16 it leaves a tensor without a type, and a later pass takes the process
-                # down (seen in 1.32: a convolution with attention behind it). Floats run no slower
-                # without.
+                # down (seen in 1.32: a LayerNormalization, turned in front of a product).
                 disabled_optimizers=["MatmulTransposeFusion"],
             )
         except Exception as error:
