@@ -96,6 +96,9 @@ GIVEN = "given"
 ONLY_INPUT = "input"
 """The name of an input that has no others beside it."""
 
+BUILDERS = ("tensorrt", "torch2trt")
+"""What may build engines on a device."""
+
 INPUT_DTYPES = ("float32", "int32", "int64")
 """What a network's input may hold."""
 
@@ -732,6 +735,11 @@ def _check_files(manifest: Manifest) -> None:
         sizes = gpu.batch_sizes
         if not sizes or list(sizes) != sorted({*sizes}) or sizes[0] < 1 or gpu.workspace_bytes < 1:
             raise BundleError(f"{MANIFEST_NAME}: target.gpu has batch sizes {list(sizes)}")
+        if gpu.builder not in BUILDERS:
+            raise BundleError(
+                f"{MANIFEST_NAME}: target.gpu.builder is {gpu.builder!r}, and this edgekit has "
+                f"{', '.join(BUILDERS)}; install the edgekit that built the bundle"
+            )
     samples = [one.inputs for one in manifest.golden.samples]
     tuned = {manifest.tuning.seen} if manifest.tuning else set()
     named = tuned | {*manifest.golden.logits.values(), *manifest.golden.confidences.values()}

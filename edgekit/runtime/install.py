@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekit.bundle.manifest import GpuTarget, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import DeviceError, PlanError
-from edgekit.runtime import cuda, tensorrt_api
+from edgekit.runtime import cuda, tensorrt_api, torch2trt_build
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.gpu import Gpu
 from edgekit.runtime.plans import Record, Store, Tie, wanted
@@ -188,7 +188,8 @@ def _build(
     step(segment.name)
     options = Options(tie.batch_sizes, min(tie.workspace_bytes, free_bytes // 2))
     started = time.perf_counter()
-    built = build_plan(
+    build = torch2trt_build.build_plan if tie.builder == "torch2trt" else build_plan
+    built = build(
         tensorrt, content, segment.name, options, timing_cache=store.timing(tie), step=step
     )
     record = store.put(segment, tie, built.content, time.perf_counter() - started)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from edgekit.errors import DeviceError
 from edgekit.runtime.tensorrt_api import FULL, RTX, TensorRT
 
-__all__ = ["Options", "Plan", "build_plan", "capabilities", "parse"]
+__all__ = ["Options", "Plan", "build_plan", "capabilities", "parse", "parsed"]
 
 _REPORTED_S = 0.1
 """Steps may last microseconds; the progress display is told of one in so long."""
@@ -67,7 +67,7 @@ def parse(tensorrt: TensorRT, segment: bytes, name: str) -> None:
     Raises DeviceError that names the segment, and the ONNX node and operator that TensorRT refuses.
     """
     with tensorrt.log.listen() as said:
-        _parsed(tensorrt, tensorrt.module.Builder(tensorrt.log), segment, name, said)
+        parsed(tensorrt, tensorrt.module.Builder(tensorrt.log), segment, name, said)
 
 
 def build_plan(
@@ -92,7 +92,7 @@ def build_plan(
     trt = tensorrt.module
     with tensorrt.log.listen() as said:
         builder = trt.Builder(tensorrt.log)
-        network = _parsed(tensorrt, builder, segment, name, said)
+        network = parsed(tensorrt, builder, segment, name, said)
         config = builder.create_builder_config()
         if options.workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
@@ -111,8 +111,8 @@ def build_plan(
         return Plan(bytes(content), measured)
 
 
-def _parsed(tensorrt: TensorRT, builder: Any, segment: bytes, name: str, said: list[str]) -> Any:
-    """The segment as a network of the builder's."""
+def parsed(tensorrt: TensorRT, builder: Any, segment: bytes, name: str, said: list[str]) -> Any:
+    """The segment as a network of the builder's; `said` is what the log hears. Raises as `parse`."""
     trt = tensorrt.module
     # In TensorRT 11 there is no other network, and the flag says nothing any more.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)

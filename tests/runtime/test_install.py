@@ -245,3 +245,15 @@ def test_engines_are_found_from_wherever_the_bundle_is_named(bundle, device, mon
     install.install(bundle, undivided=False)
     monkeypatch.chdir(bundle.path)
     assert install.install(read_bundle(Path()), undivided=False).fresh == ()
+
+
+def test_a_target_may_name_another_builder(bundle, device, monkeypatch):
+    target = dataclasses.replace(
+        bundle.manifest.target,
+        gpu=dataclasses.replace(bundle.manifest.target.gpu, builder="torch2trt"),
+    )
+    other = dataclasses.replace(
+        bundle, manifest=dataclasses.replace(bundle.manifest, target=target)
+    )
+    with pytest.raises(DeviceError, match="builder is torch2trt, which is not importable here"):
+        install.install(other)
