@@ -112,7 +112,7 @@ def build_plan(
 
 
 def parsed(tensorrt: TensorRT, builder: Any, segment: bytes, name: str, said: list[str]) -> Any:
-    """The segment as a network of the builder's; `said` is what the log hears. Raises as `parse`."""
+    """The segment as a network of the builder's; `said` is what the log hears. Raises as parse."""
     trt = tensorrt.module
     # In TensorRT 11 there is no other network, and the flag says nothing any more.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)

@@ -1,6 +1,6 @@
 """One ONNX segment becomes a TensorRT engine through torch2trt's ONNX mode.
 
-For devices whose target names torch2trt as the builder. Its own mode exports a module and parses what
+For devices whose target names torch2trt as the builder. That mode exports a module and parses what
 came out; here the segment itself is what comes out, so its types, names and Q/DQ are kept.
 """
 
@@ -55,7 +55,9 @@ def build_plan(
         kind = getattr(torch, _DTYPES.get(tensor.dtype.name, "float32"))
         return torch.zeros(sizes, dtype=kind, device=device)
 
-    class Segment(torch.nn.Module):  # type: ignore[misc]
+    module_class: Any = torch.nn.Module
+
+    class Segment(module_class):
         def forward(self, *given: Any) -> Any:
             return tuple(filled(one) for one in outputs)
 

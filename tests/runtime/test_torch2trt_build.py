@@ -51,8 +51,7 @@ class StandIn(types.ModuleType):
             self.parsed = stream.getvalue()
         else:
             torch.onnx.export(model=module, args=inputs, f=self.place, dynamo=False)
-            with open(self.place, "rb") as file:
-                self.parsed = file.read()
+            self.parsed = self.place.read_bytes()
         builder = trt.Builder(TENSORRT.log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         assert trt.OnnxParser(network, TENSORRT.log).parse(self.parsed)
