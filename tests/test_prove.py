@@ -5,10 +5,14 @@ import json
 import pytest
 
 from edgekit.bundle.reader import read_bundle
+from edgekit.cache import Cache
 from edgekit.errors import BuildError
+from edgekit.pipeline import build
 from edgekit.prove import UNPROVEN, Proof, compiled
+from edgekit.recipe import load_recipe
 from edgekit.runtime import tensorrt_api
 from edgekit.target import load_target
+from tests.conftest import ROOT
 
 PARTS = ["segment-1", "segment-2", "segment-3", "plain", "whole"]
 
@@ -80,3 +84,37 @@ def test_every_gpu_target_builds_the_tiny_network(cli, tiny_recipe, tmp_path):
         assert f"edgekit install {output.name}" in ended.out
         found = {one.dtype for one in read_bundle(output).manifest.variant().tensors.values()}
         assert found == {"float32", {"fp16": "float16", "int8": "int8"}[precision]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "lower"),
+    [
+        ("recipes/digits", {}),
+        ("recipes/glyphs", {}),
+        # Its weights are drawn, and its exits are about as sure of every class.
+        ("benchmarks/resnet18", {"min_top1_agreement": 0.5, "min_exit_agreement": 0.0}),
+    ],
+)
+def test_whole_networks_build_for_a_jetson_and_a_t4(recipe, lower, tmp_path):
+    found = load_recipe(
+        str(ROOT / recipe / "recipe.yaml"),
+        {f"check.quantized.{key}": value for key, value in lower.items()},
+    )
+    cache = Cache(tmp_path / "cache")
+    for name, precision, capability in [
+        ("jetson", "fp16", "8.6"),
+        ("jetson", "int8", "8.6"),
+        ("t4", "fp16", "7.5"),
+        ("t4", "int8", "7.5"),
+        # A T4 multiplies no float32: see docs/t4.md.
+        ("jetson", "fp32", "8.6"),
+    ]:
+        target = load_target(name, {"precision": precision})
+        built = build(found, target, tmp_path / f"{name}-{precision}", cache=cache)
+        parts = [one.name for one in built.manifest.variant().segments]
+        proof = [one for one in built.evidence["proof"] if one["proven"] == "built"]
+        assert [one["segment"] for one in proof] == [*parts, "plain", "whole"]
+        assert {one["compute_capability"] for one in proof} == {capability}
+        agreement = built.evidence["checks"][-1]["top1_agreement"]
+        assert agreement >= lower.get("min_top1_agreement", 0.99)

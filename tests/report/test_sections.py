@@ -21,7 +21,7 @@ from edgekit.report.sections.sizes import sizes
 from edgekit.report.sections.split import split
 from edgekit.report.sections.temperatures import temperatures
 from edgekit.report.sections.thresholds import thresholds
-from edgekit.report.words import ms_text
+from edgekit.report.words import bytes_text, ms_text
 from tests.report.conftest import of_many, with_manifest, with_notes
 
 
@@ -394,7 +394,7 @@ def test_sizes_add_up(facts):
     found = tables(sizes(facts))
     assert len(found["Networks"].rows) == 5
     total = sum(one.size_bytes for one in facts.manifest.all_files())
-    assert found["The bundle's folders"].rows[-1] == ("all of it", f"{total / 1e3:.3g} kB")
+    assert found["The bundle's folders"].rows[-1] == ("all of it", bytes_text(total))
 
 
 def test_commands_and_versions_are_the_builds(facts):
