@@ -9,7 +9,7 @@ import typer
 from edgekit.bundle.manifest import Target
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, StageProgress, Terminal
-from edgekit.errors import BuildError, DeviceError
+from edgekit.errors import BuildError, CheckError, DeviceError
 from edgekit.report.words import bytes_text
 from edgekit.runtime import tensorrt_api
 from edgekit.runtime.device import describe, other_than_target
@@ -100,7 +100,7 @@ def install_here(terminal: Terminal, folder: Path, target: Target) -> None:
     try:
         with StageProgress(terminal).stage("install") as step:
             done = library.install(read_bundle(folder), step=step)
-    except (BuildError, DeviceError) as error:
+    except (BuildError, CheckError, DeviceError) as error:
         terminal.line(f"\nNote: its engines were not built here: {error}")
         return
     terminal.line()

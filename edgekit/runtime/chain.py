@@ -579,19 +579,24 @@ class Chain:
 
         With no exit taken.
         """
-        tensors = self.tensors(samples)
         exits = [exit for segment in self.spec.segments for exit in segment.exits]
+        # These alone: what crosses between segments may be on a GPU, and stays there.
+        tensors = self._parts(samples, {x for one in exits for x in (one.logits, one.confidence)})
         return {exit.name: tensors[exit.logits] for exit in exits}, {
             exit.name: tensors[exit.confidence] for exit in exits if exit.confidence is not None
         }
 
     def tensors(self, samples: Sample) -> dict[str, Array]:
         """Every tensor of the chain by name, with no exit taken: to find where an error begins."""
+        return self._parts(samples, None)
+
+    def _parts(self, samples: Sample, wanted: set[str | None] | None) -> dict[str, Array]:
+        """Of these tensors, or of all, what the whole chain gives: large samples in parts."""
         with self.lock:
             given = self._batch(samples)
             most = self.spec.most_rows
             parts = [
-                self._tensors([one[start : start + most] for one in given])
+                self._tensors([one[start : start + most] for one in given], wanted)
                 for start in range(0, max(len(given[0]), 1), most)
             ]
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -610,13 +615,14 @@ class Chain:
             return runs  # Nothing around them: that would be timed as well.
         return [_to_its_end(run, memory.finish) for run in runs]
 
-    def _tensors(self, given: Sequence[Array]) -> dict[str, Array]:
+    def _tensors(self, given: Sequence[Array], wanted: set[str | None] | None) -> dict[str, Array]:
         for step in self._start(given):
             step.run()
         memory, rows = self._memory, len(given[0])
         return {
             name: memory.reader(buffer, rows)().copy()
             for name, buffer in self._room.buffers.items()
+            if wanted is None or name in wanted
         }
 
     def _due_ns(self, deadline_ms: float) -> float:

@@ -8,7 +8,6 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -96,8 +95,8 @@ def find() -> Cuda:
         return found
     why = f" ({'; '.join(reasons)})" if reasons else ""
     raise DeviceError(
-        f"Python has no way to CUDA here{why}: pip install 'edgekit[tensorrt]', which brings "
-        "cuda-python"
+        f"Python has no way to CUDA here{why}: pip install 'edgekit[cuda12]', or [cuda13] where "
+        "the driver (nvidia-smi) knows CUDA 13"
     )
 
 
@@ -122,7 +121,14 @@ class CudaPython:
         name = found.name.decode(errors="replace").rstrip("\0")
         capability = f"{found.major}.{found.minor}"
         driver = _version(self._asked("cudaDriverGetVersion"))
-        return Gpu(name, capability, int(found.totalGlobalMem), driver)
+        return Gpu(
+            name,
+            capability,
+            int(found.multiProcessorCount),
+            int(found.totalGlobalMem),
+            driver,
+            shares_memory=bool(found.integrated),
+        )
 
     def memory_bytes(self) -> tuple[int, int]:
         """See `Cuda.memory_bytes`."""
@@ -233,14 +239,13 @@ class PyCuda:
     """Over pycuda, which JetPack images of old may have instead.
 
     It knows CUDA's driver alone, so the primary context, which TensorRT and ONNX Runtime use, is
-    made current in each thread that calls.
+    made current around each call.
     """
 
     def __init__(self, driver: Any) -> None:
         self._cuda = driver
         self.name = "pycuda"
         self._context: Any = None
-        self._thread = threading.local()
         # pycuda frees what nobody refers to: its objects live here until they are freed.
         self._kept: dict[int, Any] = {}
 
@@ -250,7 +255,15 @@ class PyCuda:
             device = self._cuda.Device(0)
             capability = "{}.{}".format(*device.compute_capability())
             driver = _version(self._cuda.get_driver_version())
-            return Gpu(device.name(), capability, int(device.total_memory()), driver)
+            attributes = self._cuda.device_attribute
+            return Gpu(
+                device.name(),
+                capability,
+                int(device.get_attribute(attributes.MULTIPROCESSOR_COUNT)),
+                int(device.total_memory()),
+                driver,
+                shares_memory=bool(device.get_attribute(attributes.INTEGRATED)),
+            )
 
     def memory_bytes(self) -> tuple[int, int]:
         """See `Cuda.memory_bytes`."""
@@ -325,13 +338,15 @@ class PyCuda:
     def _asked(self) -> Iterator[None]:
         """Calls of pycuda's, in this thread: its context is current, its errors are ours."""
         try:
-            if not getattr(self._thread, "entered", False):
-                if self._context is None:
-                    self._cuda.init()
-                    self._context = self._cuda.Device(0).retain_primary_context()
-                self._context.push()
-                self._thread.entered = True
-            yield
+            if self._context is None:
+                self._cuda.init()
+                self._context = self._cuda.Device(0).retain_primary_context()
+            # Not kept current: pycuda aborts the process where a thread ends with a context.
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._context.pop()
         except self._cuda.Error as error:
             raise DeviceError(f"CUDA refuses ({error}): {_NO_DRIVER}") from None
 

@@ -1,7 +1,6 @@
 """Builds a bundle's engines on the device, one segment at a time, and finds them again."""
 
 import gc
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +9,11 @@ from pathlib import Path
 
 from edgekit.bundle.manifest import GpuTarget, Segment
 from edgekit.bundle.reader import Bundle
-from edgekit.errors import DeviceError, PlanError
+from edgekit.errors import CheckError, DeviceError, PlanError
 from edgekit.runtime import cuda, tensorrt_api, torch2trt_build
 from edgekit.runtime.chain import Chain
 from edgekit.runtime.gpu import Gpu
-from edgekit.runtime.plans import Record, Store, Tie, wanted
+from edgekit.runtime.plans import REFUSED, Record, Store, Tie, wanted
 from edgekit.runtime.tensorrt_api import TensorRT
 from edgekit.runtime.tensorrt_build import Options, build_plan
 from edgekit.runtime.verify import GoldenReport, verify_golden
@@ -26,9 +25,6 @@ _LEAST_FREE_BYTES = 256 * 2**20
 
 _COPIES = 4
 """A segment's weights while it is built: as read, parsed, in the builder and in the plan."""
-
-_UNIFIED = 0.95
-"""A GPU whose memory is so nearly the machine's has no other: it shares that."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +42,12 @@ def records(bundle: Bundle, segments: Sequence[Segment]) -> list[Record | None]:
     """What there is of these segments' engines here, without reading them; None: nothing yet.
 
     Raises DeviceError where the bundle needs no engines built, or this machine cannot run any: no
-    GPU, no TensorRT, or one that the bundle does not want. PlanError for a damaged record.
+    GPU, no TensorRT, or one that the bundle does not want.
     """
     _, tensorrt, gpu = _here(bundle)
     ties = wanted(segments, _target(bundle), gpu, str(tensorrt))
     store = Store(bundle.path)
-    return [store.look(tie) for tie in ties]
+    return [_at_hand(store, tie) for tie in ties]
 
 
 def contents(bundle: Bundle, segments: Sequence[Segment]) -> list[bytes]:
@@ -93,14 +89,19 @@ def install(
         for segment, tie in zip(segments, ties, strict=True):
             record = None if rebuild else _sound(store, segment, tie)
             if record is None:
-                store.discard(tie)
                 record = _build(bundle, segment, tie, store, tensorrt, step)
                 fresh.append(segment.name)
             done.append(record)
         step("golden samples")
-        golden = verify_golden(bundle, Chain.from_bundle(bundle))
-        run = {one.sha256 for one in manifest.variant().segments}
-        done = [store.prove(one) if one.tie.segment_sha256 in run else one for one in done]
+        chain = [one.sha256 for one in manifest.variant().segments]
+        ran = [one for one in done if one.tie.segment_sha256 in chain]
+        try:
+            golden = verify_golden(bundle, Chain.from_bundle(bundle))
+        except CheckError:
+            for one in ran:
+                store.prove(one, REFUSED)
+            raise
+        done = [store.prove(one) if one in ran else one for one in done]
     return Installation(gpu, str(tensorrt), tuple(done), tuple(fresh), golden)
 
 
@@ -127,8 +128,8 @@ def _here(bundle: Bundle) -> tuple[GpuTarget, TensorRT, Gpu]:
     if tensorrt.name == tensorrt_api.FULL and not _within(tensorrt.version, target.tensorrt):
         raise DeviceError(
             f"{bundle.path} wants TensorRT {target.tensorrt}, and here is {tensorrt.version}; "
-            "install one that fits, or build the bundle with --set "
-            f"'target.gpu.tensorrt=\"RANGE\"'"
+            f"pip install 'tensorrt-cu12{target.tensorrt}' (on a Jetson, update JetPack), or build "
+            "the bundle with --set 'target.gpu.tensorrt=\"RANGE\"'"
         )
     return target, tensorrt, gpu
 
@@ -157,10 +158,21 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(one) for one in re.findall(r"\d+", version.partition("+")[0]))
 
 
-def _sound(store: Store, segment: Segment, tie: Tie) -> Record | None:
-    """The record of a plan that needs no work; None where there is none, or it is damaged."""
+def _at_hand(store: Store, tie: Tie) -> Record | None:
+    """The record of a plan that is there, by its size; None where it would be built anew."""
     try:
         record = store.look(tie)
+    except PlanError:
+        return None
+    if record is None or record.proven == REFUSED or store.size_bytes(tie) != record.size_bytes:
+        return None
+    return record
+
+
+def _sound(store: Store, segment: Segment, tie: Tie) -> Record | None:
+    """The record of a plan that needs no work; None where there is none, or it is damaged."""
+    record = _at_hand(store, tie)
+    try:
         if record is not None:
             store.read(segment, tie)
     except PlanError:
@@ -182,8 +194,8 @@ def _build(
     if free_bytes < needed_bytes:
         raise DeviceError(
             f"{segment.name}: {free_bytes / 1e6:,.0f} MB of memory are free, and building its "
-            f"engine takes {needed_bytes / 1e6:,.0f} MB at least: end other programs, or add swap; "
-            "what is built already stays"
+            f"engine takes {needed_bytes / 1e6:,.0f} MB at least: end other programs, and call it "
+            "again; what is built already stays"
         )
     step(segment.name)
     options = Options(tie.batch_sizes, min(tie.workspace_bytes, free_bytes // 2))
@@ -200,15 +212,10 @@ def _build(
     return record
 
 
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _free_bytes(adapter: cuda.Cuda) -> int:
+def _free_bytes(adapter: "cuda.Cuda") -> int:
     """The memory that a build may take. What files are cached in counts, where it is shared."""
-    free_bytes, total_bytes = adapter.memory_bytes()
-    least_bytes, most_bytes = _UNIFIED * _machine_bytes(), _machine_bytes() / _UNIFIED
-    if not least_bytes < total_bytes < most_bytes:
+    free_bytes, _ = adapter.memory_bytes()
+    if not adapter.gpu().shares_memory:
         return free_bytes
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next((x.split()[1] for x in lines if x.startswith("MemAvailable:")), "0")

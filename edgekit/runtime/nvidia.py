@@ -172,7 +172,7 @@ def _for_tensorrt(found: Nvidia, major: str) -> Sequence[str]:
     if tensorrt_api.FULL in modules or (found.board is None and tensorrt_api.RTX in modules):
         return []
     if found.board is None:
-        return ["use TensorRT: pip install 'edgekit[tensorrt]'"]
+        return ["use TensorRT: pip install 'tensorrt-cu12==10.*'"]
     wanted = _PYTHON_OF.get(major, found.python.version)
     venv = f"python{wanted} -m venv --system-site-packages FOLDER"
     lines = []

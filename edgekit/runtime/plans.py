@@ -36,10 +36,12 @@ from edgekit.errors import (
 from edgekit.limits import LIMITS
 from edgekit.runtime.gpu import Gpu
 
-__all__ = ["BUILT", "EXECUTED", "Record", "Store", "Tie", "folder_of", "wanted"]
+__all__ = ["BUILT", "EXECUTED", "REFUSED", "Record", "Store", "Tie", "folder_of", "wanted"]
 
-BUILT, EXECUTED = "built", "executed"
-"""How far a plan was proven: by its builder, or by the golden samples that it answered."""
+BUILT, EXECUTED, REFUSED = "built", "executed", "refused"
+"""How far a plan was proven: by its builder, or by the golden samples that it answered, rightly or
+not.
+"""
 
 _FORMAT = 1
 
@@ -57,6 +59,7 @@ class Tie:
     segment_sha256: str
     gpu: str
     compute_capability: str
+    multiprocessors: int
     tensorrt: str
     cuda: str
     builder: str
@@ -72,6 +75,7 @@ class Tie:
 _WORDS = {
     "gpu": "the GPU {}",
     "compute_capability": "compute capability {}",
+    "multiprocessors": "{} multiprocessors",
     "tensorrt": "{}",
     "cuda": "CUDA {}",
     "builder": "the builder {}",
@@ -106,6 +110,7 @@ def wanted(segments: Sequence[Segment], target: GpuTarget, gpu: Gpu, tensorrt: s
             segment.sha256,
             gpu.name,
             gpu.compute_capability,
+            gpu.multiprocessors,
             tensorrt,
             gpu.cuda,
             target.builder,
@@ -131,6 +136,13 @@ class Store:
         path = self.folder / f"{tie.key}.json"
         return self._record(path) if path.is_file() else None
 
+    def size_bytes(self, tie: Tie) -> int | None:
+        """How large the plan's file is; None where there is none."""
+        try:
+            return (self.folder / f"{tie.key}.plan").stat().st_size
+        except OSError:
+            return None
+
     def read(self, segment: Segment, tie: Tie) -> bytes:
         """The plan's bytes, held against its record.
 
@@ -141,6 +153,11 @@ class Store:
         record = self.look(tie)
         if record is None:
             raise self._absent(segment, tie)
+        if record.proven == REFUSED:
+            raise PlanError(
+                f"the engine of {segment.name} answered the golden samples otherwise than the host "
+                f"did: {self._remedy()} builds it anew"
+            )
         path = self.folder / f"{tie.key}.plan"
         try:
             found_bytes = path.stat().st_size
@@ -174,13 +191,16 @@ class Store:
             datetime.now(timezone.utc).isoformat(timespec="seconds"),
             BUILT,
         )
+        # The old record first: it is not this plan's.
+        with _as_build_error(self.folder):
+            (self.folder / f"{tie.key}.json").unlink(missing_ok=True)
         replace_file(self.folder / f"{tie.key}.plan", content)
         self._write(record)
         return record
 
-    def prove(self, record: Record) -> Record:
-        """Note that the plan was executed, and answered as it should. Raises as `put`."""
-        proven = replace(record, proven=EXECUTED)
+    def prove(self, record: Record, how: str = EXECUTED) -> Record:
+        """Note how the plan answered the golden samples. Raises as `put`."""
+        proven = replace(record, proven=how)
         if proven != record:
             self._write(proven)
         return proven
@@ -191,20 +211,16 @@ class Store:
 
         Raises BuildError where the folder cannot be made or written.
         """
-        try:
+        with _as_build_error(self.folder):
             self.folder.mkdir(exist_ok=True)
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise BuildError(
-                f"{self.folder}: cannot be written: {error.strerror}; the engines lie beside the "
-                "bundle: copy it to where you may write"
-            ) from None
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _as_build_error(self.folder):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
@@ -222,17 +238,11 @@ class Store:
         """Keep what was measured. Raises as `put`."""
         replace_file(self._timing_path(tie), hashlib.sha256(content).digest() + content)
 
-    def discard(self, tie: Tie) -> None:
-        """Forget a plan, so that it is built anew. Raises BuildError where it cannot be removed."""
-        for suffix in ("json", "plan"):
-            path = self.folder / f"{tie.key}.{suffix}"
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise BuildError(f"{path}: cannot be removed: {error.strerror}") from None
-
     def _timing_path(self, tie: Tie) -> Path:
-        device = [tie.gpu, tie.compute_capability, tie.tensorrt, tie.cuda]
+        device = [
+            *(tie.gpu, tie.compute_capability, tie.multiprocessors),
+            *(tie.tensorrt, tie.cuda),
+        ]
         digest = hashlib.sha256(canonical_json(device)).hexdigest()
         return self.folder / f"timing-{digest[:_KEY_CHARS]}"
 
@@ -278,6 +288,17 @@ class Store:
 
     def _remedy(self) -> str:
         return f"edgekit install {self.bundle}"
+
+
+@contextlib.contextmanager
+def _as_build_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BuildError(
+            f"{folder}: cannot be written: {error.strerror}; the engines lie beside the bundle: "
+            "copy it to where you may write"
+        ) from None
 
 
 def _differences(one: Tie, other: Tie) -> list[str]:

@@ -27,28 +27,49 @@ class TensorRT(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
+    def make(self, kind: str) -> Any:
+        """A `Builder` or a `Runtime`. Raises DeviceError where CUDA does not start for it."""
+        with self.log.listen() as said:
+            try:
+                return getattr(self.module, kind)(self.log)
+            except TypeError:  # What its bindings make of a constructor that gives nothing.
+                why = f": {said[0].partition(chr(10))[0].strip()}" if said else ""
+                raise DeviceError(
+                    f"{self} cannot use this machine's GPU{why}; is its CUDA the driver's "
+                    "(nvidia-smi), and is memory left?"
+                ) from None
+
 
 class Log:
     """What TensorRT says, while somebody listens. A process has one: TensorRT keeps the first."""
 
     def __init__(self) -> None:
-        self._heard: list[str] = []
+        self._heard: list[str] | None = None
 
     def said(self, text: str) -> None:
         """Take a warning or an error."""
-        self._heard.append(text)
+        if self._heard is not None:
+            self._heard.append(text)
 
     @contextmanager
     def listen(self) -> Iterator[list[str]]:
         """The list that errors and warnings go to until the end of the block, oldest first."""
-        before, self._heard = self._heard, []
+        before, heard = self._heard, list[str]()
+        self._heard = heard
         try:
-            yield self._heard
+            yield heard
         finally:
             self._heard = before
 
 
 _found: dict[str, TensorRT] = {}
+
+_REMEDIES = {
+    FULL: "on a Jetson it comes with JetPack (sudo apt install python3-libnvinfer), and a virtual "
+    "environment sees it with --system-site-packages; elsewhere pip install 'tensorrt-cu12==10.*', "
+    "whose CUDA 12 a driver of CUDA 13 takes as well",
+    RTX: "pip install 'edgekit[tensorrt-rtx]'",
+}
 
 
 def installed() -> list[str]:
@@ -74,16 +95,7 @@ def find(names: Sequence[str] = (FULL, RTX)) -> TensorRT:
         _found[name] = found
         return found
     why = f" ({'; '.join(reasons)})" if reasons else ""
-    extra = names[0].replace("_", "-")
-    raise DeviceError(
-        f"{names[0]} is not installed{why}: pip install 'edgekit[{extra}]'"
-        + (
-            "; on a Jetson it comes with JetPack (sudo apt install python3-libnvinfer), and a "
-            "virtual environment sees it with --system-site-packages"
-            if names[0] == FULL
-            else ""
-        )
-    )
+    raise DeviceError(f"{names[0]} is not installed{why}: {_REMEDIES[names[0]]}")
 
 
 def _log_of(module: Any) -> Log:

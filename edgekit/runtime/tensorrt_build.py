@@ -67,7 +67,7 @@ def parse(tensorrt: TensorRT, segment: bytes, name: str) -> None:
     Raises DeviceError that names the segment, and the ONNX node and operator that TensorRT refuses.
     """
     with tensorrt.log.listen() as said:
-        parsed(tensorrt, tensorrt.module.Builder(tensorrt.log), segment, name, said)
+        parsed(tensorrt, tensorrt.make("Builder"), segment, name, said)
 
 
 def build_plan(
@@ -91,7 +91,7 @@ def build_plan(
     """
     trt = tensorrt.module
     with tensorrt.log.listen() as said:
-        builder = trt.Builder(tensorrt.log)
+        builder = tensorrt.make("Builder")
         network = parsed(tensorrt, builder, segment, name, said)
         config = builder.create_builder_config()
         if options.workspace_bytes is not None:

@@ -45,7 +45,7 @@ def build_plan(
         raise DeviceError(f"{name}: torch2trt builds for the GPU beside it only")
     trt = tensorrt.module
     with tensorrt.log.listen() as said:
-        network = parsed(tensorrt, trt.Builder(tensorrt.log), segment, name, said)
+        network = parsed(tensorrt, tensorrt.make("Builder"), segment, name, said)
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -112,7 +112,14 @@ class CudaStandIn:
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:
         assert device == 0
-        found = SimpleNamespace(name=b"Orin\0\0", major=8, minor=7, totalGlobalMem=self.size)
+        found = SimpleNamespace(
+            name=b"Orin\0\0",
+            major=8,
+            minor=7,
+            multiProcessorCount=16,
+            totalGlobalMem=self.size,
+            integrated=1,
+        )
         return self._fault("cudaGetDeviceProperties"), found
 
     def cudaMemGetInfo(self) -> tuple[Any, int, int]:

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from edgekit.bundle.reader import read_bundle
-from edgekit.errors import BuildError, DeviceError, MismatchError, NotInstalledError, PlanError
+from edgekit.errors import (
+    BuildError,
+    CheckError,
+    DeviceError,
+    MismatchError,
+    NotInstalledError,
+    PlanError,
+)
 from edgekit.runtime import Chain, cuda, install, tensorrt_api
 from edgekit.runtime.engines import load_engines
 from edgekit.runtime.gpu import Gpu
@@ -20,7 +27,7 @@ from edgekit.runtime.plans import BUILT, EXECUTED, Store, folder_of
 from edgekit.runtime.tensorrt_build import build_plan
 from tests.runtime.cuda_standin import CudaStandIn
 
-ORIN = Gpu("Orin", "8.7", 32 * 2**30, "12.6")
+ORIN = Gpu("Orin", "8.7", 16, 32 * 2**30, "12.6")
 CHAIN = ["segment-1", "segment-2", "segment-3"]
 
 
@@ -171,13 +178,34 @@ def test_too_little_memory_names_what_is_missing_and_keeps_what_is_built(bundle,
     assert install.install(bundle, undivided=False).fresh == ()
 
 
-def test_memory_that_is_shared_counts_what_files_are_cached_in(monkeypatch):
-    total_bytes = install._machine_bytes()
-    assert (
-        install._free_bytes(Described(dataclasses.replace(ORIN, memory_bytes=total_bytes), 1)) > 1
-    )
-    apart = dataclasses.replace(ORIN, memory_bytes=total_bytes // 2)
-    assert install._free_bytes(Described(apart, 1)) == 1
+def test_memory_that_is_shared_counts_what_files_are_cached_in():
+    assert install._free_bytes(Described(ORIN, 1)) == 1
+    shared = dataclasses.replace(ORIN, shares_memory=True)
+    assert install._free_bytes(Described(shared, 1)) > 2**20
+
+
+def test_engines_that_answer_otherwise_are_not_used_and_built_anew(bundle, device, monkeypatch):
+    def refused(bundle, chain):
+        raise CheckError("leaves elsewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(install, "verify_golden", refused)
+        with pytest.raises(CheckError):
+            install.install(bundle, undivided=False)
+    segments = bundle.manifest.variant().segments
+    assert install.records(bundle, segments) == [None] * 3
+    with pytest.raises(PlanError, match="answered the golden samples otherwise"):
+        install.contents(bundle, segments)
+    assert list(install.install(bundle, undivided=False).fresh) == CHAIN
+
+
+def test_a_rebuild_that_fails_keeps_what_was_sound(bundle, device, monkeypatch):
+    install.install(bundle, undivided=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(install, "build_plan", lambda *given, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            install.install(bundle, undivided=False, rebuild=True)
+    assert install.install(bundle, undivided=False).fresh == ()
 
 
 def test_a_bundle_of_another_engine_has_nothing_to_install(built_tiny):
@@ -232,13 +260,14 @@ def test_a_place_that_cannot_be_written_leaves_all_as_it_was(bundle, device):
         install.install(bundle)
 
 
-def test_what_is_there_is_told_without_reading_it(bundle, device):
+def test_what_is_there_is_told_by_its_size(bundle, device):
     segments = bundle.manifest.variant().segments
     assert install.records(bundle, segments) == [None] * 3
     install.install(bundle, undivided=False)
+    assert [one and one.segment for one in install.records(bundle, segments)] == CHAIN
     for path in folder_of(bundle.path).glob("*.plan"):
         path.unlink()
-    assert [one and one.segment for one in install.records(bundle, segments)] == CHAIN
+    assert install.records(bundle, segments) == [None] * 3
 
 
 def test_engines_are_found_from_wherever_the_bundle_is_named(bundle, device, monkeypatch):

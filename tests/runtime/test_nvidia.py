@@ -108,7 +108,7 @@ def test_a_machine_with_a_t4_is_known_by_its_driver(tmp_path: Path) -> None:
     assert (machine.gpus, machine.driver, machine.board) == (("Tesla T4",), "550.54.15", None)
     assert nvidia.refusal(machine) is None
     assert nvidia.advice(machine) == [
-        "use TensorRT: pip install 'edgekit[tensorrt]'",
+        "use TensorRT: pip install 'tensorrt-cu12==10.*'",
         "use the GPU's memory from Python: pip install 'cuda-bindings>=12.8'",
         "run the same files in ONNX Runtime on the GPU: pip install 'edgekit[onnxruntime-cuda]'",
     ]

@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from edgekit.bundle.manifest import GpuTarget, Segment, seal
 from edgekit.errors import BuildError, DeviceError, MismatchError, NotInstalledError, PlanError
 from edgekit.runtime.gpu import Gpu
-from edgekit.runtime.plans import BUILT, EXECUTED, Store, Tie, folder_of, wanted
+from edgekit.runtime.plans import BUILT, EXECUTED, REFUSED, Store, Tie, folder_of, wanted
 
 TARGET = GpuTarget("8.7", ">=10.3,<11", "tensorrt", 2**30, (1, 8), ("MAXN",))
-ORIN = Gpu("Orin", "8.7", 32 * 2**30, "12.6")
+ORIN = Gpu("Orin", "8.7", 16, 32 * 2**30, "12.6")
 TENSORRT = "tensorrt 10.3.0"
 
 DEVICES = [
-    Gpu(name, capability, memory_bytes, cuda)
-    for (name, capability, memory_bytes), cuda in itertools.product(
+    Gpu(name, capability, processors, 2**33, cuda)
+    for (name, capability, processors), cuda in itertools.product(
         [
-            ("Orin", "8.7", 32 * 2**30),
-            ("Orin (nvgpu)", "8.7", 8 * 2**30),
-            ("NVIDIA Thor", "11.0", 128 * 2**30),
-            ("Tesla T4", "7.5", 15 * 2**30),
-            ("NVIDIA A10", "8.6", 24 * 2**30),
-            ("NVIDIA H100 80GB HBM3", "9.0", 80 * 2**30),
+            ("Orin", "8.7", 16),
+            ("Orin", "8.7", 8),
+            ("NVIDIA Thor", "11.0", 20),
+            ("Tesla T4", "7.5", 40),
+            ("NVIDIA A10", "8.6", 72),
+            ("NVIDIA H100 80GB HBM3", "9.0", 132),
         ],
         ["12.4", "12.6", "13.0"],
     )
@@ -80,7 +80,7 @@ def test_a_folder_that_is_not_there_is_a_bundle_without_plans(tmp_path):
 
 
 @pytest.mark.parametrize("tensorrt", VERSIONS)
-@pytest.mark.parametrize("gpu", DEVICES, ids=lambda gpu: f"{gpu.name}-{gpu.cuda}")
+@pytest.mark.parametrize("gpu", DEVICES, ids=str)
 def test_a_plan_of_one_device_is_refused_on_every_other(store, gpu, tensorrt):
     store.put(segment(), tie_on(ORIN), b"plan", 1.0)
     here = tie_on(gpu, tensorrt)
@@ -93,6 +93,7 @@ def test_a_plan_of_one_device_is_refused_on_every_other(store, gpu, tensorrt):
     for found, theirs, words in [
         (gpu.name, "Orin", "the GPU {}"),
         (gpu.compute_capability, "8.7", "compute capability {}"),
+        (gpu.multiprocessors, 16, "{} multiprocessors"),
         (gpu.cuda, "12.6", "CUDA {}"),
         (tensorrt, TENSORRT, "{}"),
     ]:
@@ -139,7 +140,9 @@ def test_devices_that_share_a_folder_each_have_their_own(store):
 
 ties = st.builds(
     Tie,
-    *(st.text(max_size=4) for _ in range(6)),
+    *(st.text(max_size=4) for _ in range(3)),
+    st.integers(0, 3),
+    *(st.text(max_size=4) for _ in range(3)),
     st.lists(st.integers(1, 9), max_size=2).map(tuple),
     st.integers(0, 3),
 )
@@ -249,11 +252,34 @@ def test_a_plan_that_answered_is_noted_once(store):
     assert store.prove(proven) == proven
 
 
-def test_a_discarded_plan_leaves_nothing(store):
+def test_a_plan_that_answered_otherwise_is_not_used(store):
+    store.prove(store.put(segment(), tie_on(ORIN), b"plan", 1.0), REFUSED)
+    with pytest.raises(PlanError, match="answered the golden samples otherwise") as caught:
+        store.read(segment(), tie_on(ORIN))
+    assert f"edgekit install {store.bundle} builds it anew" in str(caught.value)
+    store.put(segment(), tie_on(ORIN), b"another", 1.0)
+    assert store.read(segment(), tie_on(ORIN)) == b"another"
+
+
+def test_a_plan_that_cannot_be_replaced_leaves_no_record_of_the_old_one(store, monkeypatch):
     store.put(segment(), tie_on(ORIN), b"plan", 1.0)
-    store.discard(tie_on(ORIN))
-    store.discard(tie_on(ORIN))
-    assert {path.name for path in store.folder.iterdir()} == {".lock"}
+
+    def full(path, content):
+        raise BuildError("no space left")
+
+    monkeypatch.setattr("edgekit.runtime.plans.replace_file", full)
+    with pytest.raises(BuildError):
+        store.put(segment(), tie_on(ORIN), b"another", 1.0)
+    assert store.look(tie_on(ORIN)) is None
+
+
+def test_a_lock_that_cannot_be_had_is_said(store, monkeypatch):
+    def none(descriptor, how):
+        raise OSError(37, os.strerror(37))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(BuildError, match="cannot be written"), store.locked():
+        pass
 
 
 def test_what_a_kill_leaves_of_a_plan_counts_as_nothing(store):

@@ -82,7 +82,8 @@ def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[OnnxRun
     if _CUDA not in onnxruntime.get_available_providers():
         raise DeviceError(
             f"this onnxruntime {onnxruntime.__version__} has no {_CUDA}: pip uninstall "
-            "onnxruntime, then pip install 'edgekit[onnxruntime-cuda]'"
+            "onnxruntime, then pip install 'edgekit[onnxruntime-cuda]' (on a Jetson, an "
+            "onnxruntime-gpu wheel that is made for its JetPack)"
         )
     adapter = cuda.find()
     gpu = adapter.gpu()
@@ -138,7 +139,12 @@ def _on_cuda(
     content: bytes, options: onnxruntime.SessionOptions, name: str, memory: CudaMemory
 ) -> onnxruntime.InferenceSession:
     """A session on the memory's stream; ONNX Runtime would go on without CUDA where that fails."""
-    settings = {"device_id": "0", "user_compute_stream": str(memory.stream)}
+    settings = {
+        "device_id": "0",
+        "user_compute_stream": str(memory.stream),
+        # A search by trial would begin anew for each number of samples that is left of a batch.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
     try:
         session = onnxruntime.InferenceSession(
             content, options, providers=[(_CUDA, settings)], enable_fallback=False

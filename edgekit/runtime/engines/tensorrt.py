@@ -55,8 +55,11 @@ class _Context:
     TensorRT wants a context gone before its engine, and that before its runtime.
     """
 
-    def __init__(self, context: Any, engine: Any, runtime: Any, memory: CudaMemory) -> None:
+    def __init__(
+        self, context: Any, engine: Any, runtime: Any, memory: CudaMemory, scratch_bytes: int
+    ) -> None:
         self._context = context
+        self._scratch_bytes = scratch_bytes
         self.execute: Callable[[int], bool] = context.execute_async_v3
         self._engine = engine
         self._runtime = runtime
@@ -68,6 +71,8 @@ class _Context:
         """Run on these buffers from now on; what TensorRT refuses of that, if it does."""
         self.token = None
         memory = self.memory
+        # There is none left where somebody asked for more than there was room for.
+        memory.demand_scratch(self._scratch_bytes)
         if memory.scratch is not None and self.scratch != memory.scratch_changes:
             self._context.set_device_memory(memory.scratch.address, memory.scratch.shape[0])
             self.scratch = memory.scratch_changes
@@ -107,7 +112,6 @@ class TensorRTEngine:
         self._check(inputs, outputs)
         profile = self._profile(rows)
         memory, log = self.memory, self._tensorrt.log
-        memory.demand_scratch(int(self._engine.get_device_memory_size_for_profile_v2(profile)))
         context = self._contexts.get(profile)
         if context is None:
             context = self._contexts[profile] = self._context(profile)
@@ -199,7 +203,8 @@ class TensorRTEngine:
                     f"the GPU's memory, or {_AGAIN}"
                 )
         self.memory.ran()
-        return _Context(found, self._engine, self._runtime, self.memory)
+        scratch_bytes = int(self._engine.get_device_memory_size_for_profile_v2(profile))
+        return _Context(found, self._engine, self._runtime, self.memory, scratch_bytes)
 
 
 def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[TensorRTEngine]:
@@ -212,7 +217,7 @@ def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[TensorR
     adapter = cuda.find()
     gpu = adapter.gpu()
     memory = CudaMemory(adapter)
-    runtime = tensorrt.module.Runtime(tensorrt.log)
+    runtime = tensorrt.make("Runtime")
     runtime.engine_host_code_allowed = False  # A plan is data: none of ours brings code along.
     engines = []
     for name, content in segments:

@@ -160,6 +160,56 @@ def test_one_scratch_block_of_the_greatest_need_serves_every_segment(gpu: CudaSt
     assert again == [f"scratch 2400 for segment-{number}" for number in (1, 2, 3)]
 
 
+def test_a_scratch_block_that_could_not_grow_is_had_again_before_anything_runs(
+    gpu: CudaStandIn,
+) -> None:
+    chain = loaded()
+    chain.one(X)
+    # A policy's copy has buffers of its own on the same engines.
+    copy = chain.with_policy(chain.spec.policy)
+    copy.one(X)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain.engines[0].memory, "allocate", _no_room_but_for_buffers(chain))
+        with pytest.raises(DeviceError, match="no room"):
+            chain.logits(np.stack([X] * 8))
+    assert chain.engines[0].memory.scratch is None
+    # The stand-in refuses to run on a block that was freed.
+    assert copy.one(X).exit == chain.one(X).exit
+
+
+def _no_room_but_for_buffers(chain: Chain) -> Any:
+    allocate = chain.engines[0].memory.allocate
+
+    def limited(shape: tuple[int, ...], dtype: str) -> Any:
+        if dtype == "uint8":
+            raise DeviceError("no room")
+        return allocate(shape, dtype)
+
+    return limited
+
+
+def test_exits_are_read_and_no_feature_is(gpu: CudaStandIn) -> None:
+    chain = ready(gpu, rows=2)
+    counts = chain.engines[0].memory.counts
+    before = counts.to_host.size_bytes
+    chain.exits(np.stack([X] * 2))
+    assert counts.to_host.size_bytes - before == 2 * 4 * CLASSES * EXITS
+
+
+def test_cuda_that_does_not_start_for_tensorrt_is_the_devices_error(gpu: CudaStandIn) -> None:
+    from edgekit.runtime import tensorrt_api
+
+    found = tensorrt_api.find()
+
+    def nothing(log: Any) -> None:
+        log.said("Unable to determine GPU memory usage: out of memory\nand more")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    broken = found._replace(module=SimpleNamespace(Runtime=nothing))
+    with pytest.raises(DeviceError, match=r"cannot use this machine's GPU: Unable .* memory; is"):
+        broken.make("Runtime")
+
+
 def test_calls_from_several_threads_take_turns(gpu: CudaStandIn) -> None:
     chain = ready(gpu, UNSURE, UNSURE, SURE)
     found: list[str] = []
@@ -359,5 +409,5 @@ def test_where_no_tensorrt_is_installed_the_error_says_how_to_install_it(
     monkeypatch.setattr(
         tensorrt_api.importlib, "util", SimpleNamespace(find_spec=lambda name: None)
     )
-    with pytest.raises(DeviceError, match=r"tensorrt is not installed.*edgekit\[tensorrt\]"):
+    with pytest.raises(DeviceError, match=r"tensorrt is not installed.*'tensorrt-cu12==10"):
         loaded()
