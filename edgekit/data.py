@@ -121,7 +121,7 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
     return splits
 
 
-def first_of(splits: dict[str, Split], *names: str) -> Split:
+def first_of(splits: Mapping[str, Split], *names: str) -> Split:
     """The first of these splits that the recipe has."""
     return next(splits[name] for name in names if name in splits)
 

@@ -242,6 +242,7 @@ def _ingredients(recipe: Recipe, target: Target, wheelhouse: bool) -> dict[str, 
         "recipe.policy.otherwise",
         "target.engine",
         "target.opset",
+        "target.ir_version",
     )
     quantize |= take("recipe.quantize", "target.precision", "target.activations", "target.machine")
     quantize |= take("recipe.policy") if reached else {}

@@ -14,19 +14,19 @@ from edgekit.shipped import shipped
 
 __all__ = ["Gpu", "Target", "load_target", "target_names"]
 
-_JETPACK_5 = (
-    "{} has JetPack 5 at most, whose TensorRT 8.5 has no strongly typed networks, and Python 3.8, "
+_OLD = (
+    "{} has JetPack {} at most, whose TensorRT {} has no strongly typed networks, and Python {}, "
     "which edgekit's runtime does not run on; build for its processor instead: a target file with "
     "engine: onnxruntime, machine: aarch64 and a Python of 3.10 or newer beside JetPack's own, or "
     "use a Jetson Orin (--target jetson)"
 )
 
 _REFUSED = {
-    "jetson-xavier": _JETPACK_5.format("Jetson Xavier"),
-    "jetson-agx-xavier": _JETPACK_5.format("Jetson AGX Xavier"),
-    "jetson-xavier-nx": _JETPACK_5.format("Jetson Xavier NX"),
-    "jetson-nano": _JETPACK_5.format("Jetson Nano (before Orin)"),
-    "jetson-tx2": _JETPACK_5.format("Jetson TX2"),
+    "jetson-xavier": _OLD.format("Jetson Xavier", "5", "8.5", "3.8"),
+    "jetson-agx-xavier": _OLD.format("Jetson AGX Xavier", "5", "8.5", "3.8"),
+    "jetson-xavier-nx": _OLD.format("Jetson Xavier NX", "5", "8.5", "3.8"),
+    "jetson-nano": _OLD.format("Jetson Nano (before Orin)", "4.6", "8.2", "3.6"),
+    "jetson-tx2": _OLD.format("Jetson TX2", "4.6", "8.2", "3.6"),
 }
 """Boards that people will ask for and that cannot be served, with the reason and the way out."""
 
@@ -97,6 +97,14 @@ class Target(Strict):
     """Which of the lists of packages the device installs. Left out: the engine's own."""
     gpu: Gpu | None = None
     """What `engine: tensorrt` builds for, and it alone."""
+
+    @field_validator("pins")
+    @classmethod
+    def _pins_fit(cls, pins: str | None) -> str | None:
+        known = sorted(path.stem for path in shipped("targets").glob("*.txt"))
+        if pins is not None and pins not in known:
+            raise ValueError(f"{pins!r} is no list of packages; there are {', '.join(known)}")
+        return pins
 
     @model_validator(mode="after")
     def _gpu_fits(self) -> "Target":

@@ -121,6 +121,14 @@ def test_another_opset_runs_everything(tiny_recipe, cache):
     assert make(tiny_recipe, cache, target_opset=19)[1] == list(STAGES)
 
 
+def test_another_version_of_the_file_format_runs_everything(tiny_recipe, cache):
+    keys = {
+        Plan(load_recipe(str(tiny_recipe)), load_target("jetson", {"ir_version": one}))._first_key()
+        for one in (9, 10)
+    }
+    assert len(keys) == 2
+
+
 def test_a_line_of_the_models_file_runs_everything(tiny_recipe, cache):
     make(tiny_recipe, cache)
     with (tiny_recipe.parent / "tiny.py").open("a") as stream:

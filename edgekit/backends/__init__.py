@@ -90,6 +90,9 @@ class Backend(Protocol):
     suffix: str
     """How a segment's file name ends."""
 
+    wants_features: frozenset[str]
+    """The precisions that look at samples' features."""
+
     def lower(
         self, part: Part[fx.GraphModule], examples: tuple[torch.Tensor, ...], target: Target
     ) -> bytes:
@@ -125,7 +128,7 @@ class Backend(Protocol):
     ) -> Quantized:
         """The part in the target's precision; heads stay in float, and logits are float32.
 
-        `features` shows the ranges of what is to be integers (`int8` alone asks), `entering` says
+        `features` shows the ranges of what is computed (see `wants_features`), `entering` says
         how the part's inputs cross where not as float32. `later` has the parts behind this one in
         its chain, not quantized yet: what they read may say how it crosses. Raises BuildError that
         names the part.

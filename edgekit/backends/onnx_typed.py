@@ -20,6 +20,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from edgekit.backends import Array, Crossing, Features
 from edgekit.backends.onnx_graph import head_nodes, is_mask, masked_nodes, with_names
+from edgekit.errors import BuildError
 from edgekit.quiet import quiet
 from edgekit.recipe import Quantize
 from edgekit.stages import Part
@@ -38,19 +39,26 @@ _HALVES = {"Min", "Max", "TopK"}
 _STEPS = 127
 """Of a symmetric INT8 to either side of zero: -128 would have no counterpart."""
 
-_BINS, _LEVELS, _PERCENTILE = 2048, 128, 99.999
-"""Of histograms, and the share of values in percent that `percentile` keeps: onnxruntime's own."""
+_BINS, _LEVELS, _PERCENTILE = {"entropy": 128}, 128, 99.999
+"""Of histograms (2048 where not said), and the share of values in percent that `percentile` keeps.
+
+As onnxruntime's own calibrators have them.
+"""
+
+_MOST = float(np.finfo(np.float16).max)
 
 
 def to_typed_float16(
-    part: Part[bytes], entering: Mapping[str, Crossing]
+    part: Part[bytes], features: Features, entering: Mapping[str, Crossing]
 ) -> tuple[onnx.ModelProto, dict[str, Crossing]]:
     """The part in float16 throughout, boundaries and heads too.
 
     The network's own float inputs stay float32 and are cast at once; logits and confidences are
-    cast to float32 at the very end.
+    cast to float32 at the very end. `features` gives float inputs `[batch, ...]` by name. Raises
+    BuildError where a tensor of theirs is beyond what float16 holds.
     """
     model = with_names(onnx.load_from_string(part.program))
+    _demand_halves(model, part, features)
     return _in_halves(model, part, entering)
 
 
@@ -65,10 +73,11 @@ def to_typed_int8(
 
     `features` gives float inputs `[batch, ...]` by name, anew on each call; `entering` says which
     inputs are integers or float16, `later` has the parts behind this one in its chain, before they
-    are quantized. Heads multiply in float16; logits and confidences are float32.
+    are quantized. Heads multiply in float16; logits and confidences are float32. Raises BuildError
+    where a tensor is beyond what float16 holds.
     """
     model = with_names(onnx.load_from_string(part.program))
-    masks = {name for batch in features() for name, values in batch.items() if is_mask(values)}
+    masks = _demand_halves(model, part, features)
     nodes = _quantizable(model, part.looked_at, masks)
     wanted = {node.input[0] for node in nodes}
     wanted |= _read_later(later) & set(part.outputs) - set(part.looked_at)
@@ -80,7 +89,7 @@ def to_typed_int8(
             model, _in_order(model, wanted - known), features, options.method
         ).items()
         # What reaches beyond float16 (a mask that another part adds) has no scale.
-        if magnitude <= np.finfo(np.float16).max
+        if magnitude <= _MOST
     }
     scales |= {name: np.float16(entering[name].scale) for name in known}
     nodes = [node for node in nodes if node.input[0] in scales]
@@ -88,6 +97,32 @@ def to_typed_int8(
     _place_weights(model, nodes)
     model, halves = _in_halves(model, part, entering)
     return model, halves | leaving
+
+
+def _demand_halves(model: onnx.ModelProto, part: Part[bytes], features: Features) -> set[str]:
+    """Refuse a part that computes what no float16 holds; gives the inputs that are masks.
+
+    ONNX Runtime computes float16 in float32 on a processor, so nothing else on the host would tell.
+    What a mask touches is left out: beyond is where it wants to be, and it is cut to what there is.
+    """
+    masks = {
+        name
+        for batch in features()
+        for name, values in batch.items()
+        # A mask is far below zero, and never as far above.
+        if is_mask(values) and not (values > _MOST).any()
+    }
+    touched = masked_nodes(model, masks)
+    made = [name for node in model.graph.node if node.name not in touched for name in node.output]
+    names = [*(one.name for one in model.graph.input if one.name not in masks), *filter(None, made)]
+    for name, magnitude in _magnitudes(model, names, features, "minmax").items():
+        if not magnitude <= _MOST:
+            raise BuildError(
+                f"{part.name}: tensor {name} reaches {magnitude:.3g}, and float16 ends at "
+                f"{_MOST:,.0f}; scale the network's weights or its input down, or --set "
+                "target.precision=fp32"
+            )
+    return masks
 
 
 def int8_operators(model: onnx.ModelProto) -> set[str]:
@@ -179,14 +214,16 @@ def _magnitudes(
             session = onnxruntime.InferenceSession(
                 observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-    collector = HistogramCollector(method, True, _BINS, _LEVELS, _PERCENTILE, "same")
+    bins = _BINS.get(method, 2048)
+    collector = HistogramCollector(method, True, bins, _LEVELS, _PERCENTILE, "same")
     found = dict.fromkeys(names, 0.0)
     for batch in features():
         values = {name: batch[name] for name in names if name in batch}
         if session is not None:
             values |= dict(zip(inner, session.run(inner, dict(batch)), strict=True))
         for name, array in values.items():
-            found[name] = max(found[name], float(np.abs(array).max(initial=0)))
+            if array.dtype.kind == "f":
+                found[name] = float(np.maximum(found[name], np.abs(array).max(initial=0)))
         if method != "minmax":
             finite = {name: array for name, array in values.items() if np.isfinite(array).all()}
             with redirect_stdout(io.StringIO()):  # The collector prints what it does.

@@ -26,6 +26,7 @@ _INT8_OPSET = 19
 class TensorRTBackend(OnnxRuntimeBackend):
     """See `edgekit.backends.Backend`."""
 
+    wants_features = frozenset({"fp16", "int8"})
     integer_remedy = (
         "integers are for convolutions and matrix products with constant weights; products of two "
         "activations, recurrent layers and what a mask touches stay in float16: lower "
@@ -41,8 +42,8 @@ class TensorRTBackend(OnnxRuntimeBackend):
         options: Quantize,
         target: Target,
     ) -> tuple[onnx.ModelProto, dict[str, Crossing]]:
-        if target.precision == "fp16":
-            return to_typed_float16(part, entering)
+        if target.precision == "fp16" and features is not None:
+            return to_typed_float16(part, features, entering)
         if target.precision != "int8" or features is None:
             raise BuildError(
                 f"TensorRT has no {target.precision}: --set target.precision=int8, fp16 or fp32"

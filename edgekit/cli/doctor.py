@@ -47,7 +47,7 @@ def doctor(
         advice += nvidia.advice(gpu)
     found = {**facts["packages"], **images, **host}
     for name, version in found.items():
-        terminal.line(f"{name:<16}{version}")
+        terminal.line(f"{name:<24}{version}")
     terminal.line()
     terminal.line(f"run bundles      {'yes, with ' + ', '.join(engines) if engines else 'no'}")
     terminal.line(f"build bundles    {'no' if lacking else 'yes'}")

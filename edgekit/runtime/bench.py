@@ -171,7 +171,7 @@ def bench(
     vary = any(one.varying for one in manifest.inputs)
     spent = _energy(contenders, samples, max(mean_ms.values()), energy_s, root, step)
     look()
-    met = None if board is None else jetson.conditions(board, seen)
+    met = None if board is None else jetson.conditions(board, seen, manifest.target.gpu)
     most_spread = MOST_ROUND_SPREAD if met is None else MOST_ROUND_SPREAD_JETSON
     if threads > 1 or not isinstance(chain.engines[0].memory, HostMemory):
         cpu_share = 1.0  # A processor that waits for a GPU, or for its other cores, is not taken.

@@ -95,8 +95,8 @@ def find() -> Cuda:
         return found
     why = f" ({'; '.join(reasons)})" if reasons else ""
     raise DeviceError(
-        f"Python has no way to CUDA here{why}: pip install 'edgekit[cuda12]', or [cuda13] where "
-        "the driver (nvidia-smi) knows CUDA 13"
+        f"Python has no way to CUDA here{why}: pip install 'edgekit[jetpack6]' on a Jetson with "
+        "JetPack 6, else 'edgekit[cuda12]' or [cuda13], as the driver knows it (nvidia-smi)"
     )
 
 
@@ -220,7 +220,7 @@ class CudaPython:
             return DeviceError(
                 f"the NVIDIA driver knows CUDA {_version(driver)}, and {self._cuda.__name__} wants "
                 f"{wants} ({name}): install a newer driver, or pip install "
-                f"'cuda-bindings=={driver // 1000}.*'"
+                f"'cuda-python=={_version(driver)}.*'"
             )
         if error in {errors.cudaErrorNoDevice, errors.cudaErrorInitializationError}:
             return DeviceError(f"CUDA finds no GPU ({name}: {text}): {_NO_DRIVER}")

@@ -123,7 +123,8 @@ def _here(bundle: Bundle) -> tuple[GpuTarget, TensorRT, Gpu]:
         tensorrt = tensorrt_api.find()
     except DeviceError as error:
         raise DeviceError(
-            f"{error}; the same segments run here on the processor with --engine onnxruntime"
+            f"{error}; edgekit run, verify and bench take the same segments on the processor with "
+            "--engine onnxruntime"
         ) from None
     if tensorrt.name == tensorrt_api.FULL and not _within(tensorrt.version, target.tensorrt):
         raise DeviceError(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgekit.bundle.manifest import GpuTarget
+
 __all__ = [
     "Clock",
     "Jetson",
@@ -313,8 +315,14 @@ def throttling(seen: Sequence[Snapshot]) -> list[str]:
     return found
 
 
-def conditions(jetson: Jetson, seen: Sequence[Snapshot]) -> dict[str, Any]:
-    """What a run met between the first and the last of these, as plain data for its report."""
+def conditions(
+    jetson: Jetson, seen: Sequence[Snapshot], target: GpuTarget | None = None
+) -> dict[str, Any]:
+    """What a run met between the first and the last of these, as plain data for its report.
+
+    `target` says which power modes the board may have.
+    """
+    power_modes = () if target is None else target.power_modes
     first, last = seen[0], seen[-1]
     mode = jetson.power_mode
     notes = [
@@ -323,6 +331,8 @@ def conditions(jetson: Jetson, seen: Sequence[Snapshot]) -> dict[str, Any]:
         for name, clock in first.clocks.items()
         if clock.least_mhz < _CAPPED * (clock.mode_mhz or clock.most_mhz)
     ]
+    if mode is not None and power_modes and mode.name != power_modes[0]:
+        notes.append(f"the power mode is {mode.name}; {power_modes[0]} gives more (nvpmodel -m)")
     return {
         "board": jetson.model,
         "jetson_linux": jetson.release,

@@ -20,8 +20,8 @@ CUDA_MODULES = ("cuda.bindings", "cuda.cudart", "pycuda")
 _PYTHON_OF = {"6": "3.10", "7": "3.12"}
 """The Python that a JetPack's modules are made for: that of its Ubuntu."""
 
-_CUDA_OF = {"6": "12", "7": "13"}
-"""The CUDA that comes with a JetPack, which cuda-bindings must be made for."""
+_EXTRA_OF = {"6": "jetpack6", "7": "cuda13"}
+"""What of edgekit's brings the Python of the CUDA that comes with a JetPack."""
 
 _OLDEST = 36
 """The first release of Jetson Linux with TensorRT 10: JetPack 6."""
@@ -152,8 +152,8 @@ def advice(found: Nvidia) -> list[str]:
         )
     lines += _for_tensorrt(found, major)
     if not set(CUDA_MODULES) & set(found.python.modules):
-        pin = f"=={_CUDA_OF[major]}.*" if major in _CUDA_OF else ">=12.8"
-        lines.append(f"use the GPU's memory from Python: pip install 'cuda-bindings{pin}'")
+        extra = _EXTRA_OF.get(major, "cuda12")
+        lines.append(f"use the GPU's memory from Python: pip install 'edgekit[{extra}]'")
     if "onnxruntime-gpu" not in found.python.modules:
         lines.append(
             "run the same files in ONNX Runtime on the GPU: "

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgekit.backends import Backend, Crossing, Features, IntegerWork
 from edgekit.bundle.manifest import Input, Policy
 from edgekit.check import chain_of, never
-from edgekit.data import Split
+from edgekit.data import Split, first_of
 from edgekit.errors import BuildError, RecipeError
 from edgekit.recipe import Recipe, check_precision
 from edgekit.runtime.criteria import Walk
@@ -78,9 +78,10 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
         notes: dict[str, Any] = {}
         warnings: list[str] = []
         calibration = None
-        if self.target.precision == "int8":
+        if self.target.precision in self.backend.wants_features:
             step("calibration data")
             calibration = self._calibration(artifact.inputs)
+        if calibration is not None and self.target.precision == "int8":
             notes["calibration_samples"] = len(calibration.split)
             warnings += calibration_doubts(
                 calibration.split, calibration.inputs, self._others(len(calibration.split))
@@ -120,11 +121,13 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
     def _calibration(self, tensors: Mapping[str, str]) -> "_Calibration":
         options = self.recipe.quantize
         check_precision(self.recipe, self.target.name, self.target.precision)
+        reached = options.features == "reached" and self.target.precision == "int8"
         return _Calibration(
-            self.splits["calibration"].subset(options.samples),
+            # INT8 has its own, as was just checked; for float16 any samples will do.
+            first_of(self.splits, "calibration", "tuning", "test").subset(options.samples),
             self.recipe.manifest_inputs(tensors),
             self.target,
-            self.policy if options.features == "reached" else None,
+            self.policy if reached else None,
         )
 
     def _others(self, most: int) -> list[Split]:

@@ -57,7 +57,8 @@ NO_TIMES = (
 NO_ENERGY = (
     "policy.tune.energy_mj: measured needs a board's energy, and a build measures none: build with "
     "another goal, measure on a Jetson with edgekit bench BUNDLE --json FILE, then edgekit tune "
-    "BUNDLE --profile FILE --set policy.tune.energy_mj=measured; or give the mJ of each exit"
+    "BUNDLE --profile FILE --set policy.tune.energy_mj=measured, beside a goal such as --set "
+    "policy.tune.max_accuracy_drop=0.01; or give the mJ of each exit"
 )
 """Why energy is refused as a cost where nothing was measured."""
 

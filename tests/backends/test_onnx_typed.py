@@ -1,6 +1,7 @@
 """Segments typed for TensorRT: scales, what is quantized, what crosses; TensorRT-RTX takes them."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import onnx
@@ -165,8 +166,7 @@ def test_a_mask_of_minus_infinity_is_neither_quantized_nor_makes_a_nan(masked):
 
 
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
-def test_other_methods_never_reach_further_than_what_was_seen(residual, method, monkeypatch):
-    monkeypatch.setattr(onnx_typed, "_BINS", 256)  # Entropy tries every one of them.
+def test_other_methods_never_reach_further_than_what_was_seen(residual, method):
     model = onnx.load_from_string(residual.optimized.whole.program)
     names = ["x", model.graph.node[0].output[0]]
 
@@ -181,13 +181,30 @@ def test_other_methods_never_reach_further_than_what_was_seen(residual, method, 
     assert found != seen
 
 
-def test_a_tensor_that_no_float16_holds_is_not_quantized(residual):
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_tensor_that_no_float16_holds_is_refused_with_its_name(residual, precision):
+    # ONNX Runtime would compute it in float32 on a processor, and find nothing wrong.
     part = residual.optimized.chain[0]
-    huge = [{"x": noise(1) * np.float32(1e9)}]
-    target, options = load_target("host", {"precision": "int8"}), load_recipe("digits").quantize
-    found = BACKEND.quantize(part, lambda: iter(huge), {}, (), options, target)
-    assert not nodes_of(dataclasses.replace(part, program=found.program), "QuantizeLinear")
-    assert {one.dtype for one in found.leaving.values()} == {"float16"}
+    target, options = load_target("host", {"precision": precision}), load_recipe("digits").quantize
+
+    def quantize(factor):
+        samples = [{"x": noise(1) * np.float32(factor)}]
+        return BACKEND.quantize(part, lambda: iter(samples), {}, (), options, target)
+
+    assert quantize(1.0).program
+    with pytest.raises(BuildError, match=r"tensor \w+ reaches .*float16 ends at 65,504"):
+        quantize(1e5)
+
+
+def test_entropy_and_percentile_see_as_many_bins_as_onnxruntimes_own():
+    from onnxruntime.quantization import calibrate
+
+    for method, maker in (
+        ("entropy", calibrate.EntropyCalibrater),
+        ("percentile", calibrate.PercentileCalibrater),
+    ):
+        bins = inspect.signature(maker.__init__).parameters["num_bins"].default
+        assert onnx_typed._BINS.get(method, 2048) == bins
 
 
 def test_two_builds_of_one_segment_are_the_same_bytes(residual):

@@ -74,7 +74,7 @@ def test_a_python_that_jetpacks_modules_are_not_made_for_is_named(tmp_path: Path
         "see JetPack 7's TensorRT, made for Python 3.12, from this Python 3.11: "
     )
     assert tensorrt.endswith("python3.12 -m venv --system-site-packages FOLDER")
-    assert cuda.endswith("pip install 'cuda-bindings==13.*'")
+    assert cuda.endswith("pip install 'edgekit[cuda13]'")
     assert "made for JetPack 7" in onnxruntime
 
 
@@ -109,7 +109,7 @@ def test_a_machine_with_a_t4_is_known_by_its_driver(tmp_path: Path) -> None:
     assert nvidia.refusal(machine) is None
     assert nvidia.advice(machine) == [
         "use TensorRT: pip install 'tensorrt-cu12==10.*'",
-        "use the GPU's memory from Python: pip install 'cuda-bindings>=12.8'",
+        "use the GPU's memory from Python: pip install 'edgekit[cuda12]'",
         "run the same files in ONNX Runtime on the GPU: pip install 'edgekit[onnxruntime-cuda]'",
     ]
 
