@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BuildError, DeviceError
 from edgekit.runtime import tensorrt_api
-from edgekit.runtime.tensorrt_build import Options, build_plan, capabilities
+from edgekit.runtime.tensorrt_build import Options, build_plan, capabilities, parse
 from edgekit.target import Target
 
 __all__ = ["UNPROVEN", "Proof", "compiled"]
@@ -16,7 +16,9 @@ UNPROVEN = "unproven"
 
 @dataclass(frozen=True)
 class Proof:
-    """How far a segment was proven: `executed`, `built`, or `unproven`, with the reason in `by`.
+    """How far a segment was proven: `executed`, `built`, only `parsed`, or `unproven`.
+
+    `by` says by what, or why not.
 
     `compute_capability` is the GPU's that it was built for, where it was built for one.
     """
@@ -31,7 +33,8 @@ def compiled(bundle: Bundle, target: Target, step: Callable[[str], None]) -> lis
     """Compile every segment, and the undivided networks, as far as this machine can.
 
     TensorRT-RTX compiles for GPUs that are not there. It is not what the device builds with, but it
-    has the same parser and the same rules of types. Empty for targets without a GPU. Raises
+    has the same parser and the same rules of types; of a GPU that it does not know, it still parses
+    and types the segments. Empty for targets without a GPU. Raises
     BuildError that names the segment and the operator which it refuses.
     """
     gpu = bundle.manifest.target.gpu
@@ -48,13 +51,16 @@ def compiled(bundle: Bundle, target: Target, step: Callable[[str], None]) -> lis
         reason = f"TensorRT-RTX could compile the segments here as a proof: {error}"
         return [Proof(one.name, UNPROVEN, reason) for one in segments]
     capability = target.gpu.proof_capability
-    if capability not in capabilities(tensorrt):
-        reason = f"{tensorrt} compiles for no GPU like {target.name}'s"
-        return [Proof(one.name, UNPROVEN, reason) for one in segments]
+    known = capability in capabilities(tensorrt)
     options = Options(gpu.batch_sizes, gpu.workspace_bytes, capability)
     for one in segments:
+        content = bundle.read(one.path)
         try:
-            build_plan(tensorrt, bundle.read(one.path), one.name, options, step=step)
+            if known:
+                build_plan(tensorrt, content, one.name, options, step=step)
+            else:
+                parse(tensorrt, content, one.name)
         except DeviceError as error:
             raise BuildError(f"verify: for {target.name}: {error}") from None
-    return [Proof(one.name, "built", str(tensorrt), capability) for one in segments]
+    how, where = ("built", capability) if known else ("parsed", None)
+    return [Proof(one.name, how, str(tensorrt), where) for one in segments]

@@ -45,11 +45,18 @@ def test_without_tensorrt_rtx_nothing_is_claimed_and_the_command_is_named(jetson
     assert "pip install 'edgekit[tensorrt-rtx]'" in found[0].by
 
 
-def test_a_gpu_that_tensorrt_rtx_does_not_know_is_unproven(jetson_tiny):
-    target = load_target("jetson", {"gpu.proof_capability": "5.3"})
-    found = compiled(read_bundle(jetson_tiny), target, lambda text: None)
-    assert {one.proven for one in found} == {UNPROVEN}
-    assert "compiles for no GPU like jetson's" in found[0].by
+@pytest.mark.parametrize("capability", ["5.3", None])
+def test_for_a_gpu_that_tensorrt_rtx_does_not_know_segments_are_only_parsed(
+    jetson_tiny, monkeypatch, capability
+):
+    target = load_target("jetson", {"gpu.proof_capability": capability})
+    bundle = read_bundle(jetson_tiny)
+    found = compiled(bundle, target, lambda text: None)
+    by = str(tensorrt_api.find((tensorrt_api.RTX,)))
+    assert found == [Proof(name, "parsed", by) for name in PARTS]
+    monkeypatch.setattr(type(bundle), "read", lambda self, path: b"no network")
+    with pytest.raises(BuildError, match=r"segment-1: .* cannot read it"):
+        compiled(bundle, target, lambda text: None)
 
 
 def test_a_processors_bundle_needs_no_such_proof(built_tiny):

@@ -21,6 +21,7 @@ ENGINE_PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13-libs",
     "cuda-bindings",
+    "cuda-python",
 )
 
 
