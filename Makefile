@@ -45,7 +45,7 @@ $(VENV)/models: constraints/models.txt | $(READY)
 # What a device installs, the newest versions that each Python can have. Review what changes.
 pins: $(READY)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) uv
-	for extra in onnxruntime cuda12 cuda13 jetpack6; do \
+	for extra in onnxruntime litert cuda12 cuda13 jetpack6; do \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
 	    --only-binary :all: --no-annotate --custom-compile-command "make pins" \
 	    --extra $$extra --extra images --output-file targets/$$extra.txt pyproject.toml && \
