@@ -28,6 +28,7 @@ __all__ = [
     "Quantized",
     "backend_for",
     "checked_with",
+    "is_mask",
 ]
 
 _ONNX_TOOLS = (
@@ -150,6 +151,11 @@ class Backend(Protocol):
 
     def node_count(self, part: Part[bytes]) -> int:
         """Operators in the file, for the evidence."""
+
+
+def is_mask(values: Array) -> bool:
+    """Whether values of any shape reach below what a float16 holds, as no feature does."""
+    return values.dtype.kind == "f" and bool((values < np.finfo(np.float16).min).any())
 
 
 RTX_PACKAGE = "tensorrt-rtx-cu13-libs"
