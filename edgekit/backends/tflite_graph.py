@@ -86,8 +86,8 @@ class Graph:
 
     def __init__(self, program: bytes) -> None:
         self.model = flatbuffer_utils.read_model_from_bytearray(program)
-        (self._signature,) = self.model.signatureDefs
-        graph = self.model.subgraphs[self._signature.subgraphIndex]
+        (self.signature,) = self.model.signatureDefs
+        graph = self.model.subgraphs[self.signature.subgraphIndex]
         self.operators: list[Any] = graph.operators
         self.tensors: list[Any] = graph.tensors
         self._graph = graph
@@ -111,12 +111,12 @@ class Graph:
     @property
     def inputs(self) -> dict[str, int]:
         """The tensors that go in, by the signature's names."""
-        return {one.name.decode(): one.tensorIndex for one in self._signature.inputs}
+        return {one.name.decode(): one.tensorIndex for one in self.signature.inputs}
 
     @property
     def outputs(self) -> dict[str, int]:
         """The tensors that come out, by the signature's names."""
-        return {one.name.decode(): one.tensorIndex for one in self._signature.outputs}
+        return {one.name.decode(): one.tensorIndex for one in self.signature.outputs}
 
     def kind(self, operator: Any) -> str:
         """The type of an operator, as the schema names it."""
@@ -192,6 +192,30 @@ class Graph:
         )
         return len(self.tensors) - 1
 
+    def add_constant(self, like: int, values: npt.NDArray[Any]) -> int:
+        """A new constant beside another, which it is like but for its values: its index."""
+        buffer = len(self.model.buffers)
+        self.model.buffers.append(schema.BufferT(data=np.frombuffer(values.tobytes(), np.uint8)))
+        one = self.tensors[like]
+        self.tensors.append(
+            schema.TensorT(
+                shape=list(values.shape),
+                type=one.type,
+                buffer=buffer,
+                name=one.name + f"_{len(self.tensors)}".encode(),
+            )
+        )
+        return len(self.tensors) - 1
+
+    def drop_unread(self) -> None:
+        """Drop the operators of which nobody reads anything."""
+        read = set(self.outputs.values())
+        for place in reversed(range(len(self.operators))):
+            if read.isdisjoint(self.operators[place].outputs):
+                del self.operators[place]
+            else:
+                read.update(self.operators[place].inputs)
+
     def add_dequantize(self, integers: int, floats: int) -> None:
         """Compute one tensor from the other, before everything else."""
         code = schema.BuiltinOperator.DEQUANTIZE
@@ -209,12 +233,20 @@ class Graph:
         )
         self.operators.insert(0, operator)
 
+    @property
+    def given(self) -> list[int]:
+        """The tensors that come out, in the file's order."""
+        return [int(one) for one in self._graph.outputs]
+
     def give(self, name: str, tensor: int) -> None:
         """Let this tensor be the output of that name."""
-        for one in self._signature.outputs:
+        self._graph.outputs[self.given.index(self.outputs[name])] = tensor
+        self.point(name, tensor)
+
+    def point(self, name: str, tensor: int) -> None:
+        """Let the signature call this tensor, which comes out, the output of that name."""
+        for one in self.signature.outputs:
             if one.name.decode() == name:
-                outputs = self._graph.outputs
-                outputs[list(outputs).index(one.tensorIndex)] = tensor
                 one.tensorIndex = tensor
 
     def called(self, operator: Any) -> str:
