@@ -16,7 +16,7 @@ from edgekit.quiet import quiet
 from edgekit.recipe import Quantize
 from edgekit.runtime.engines import litert
 from edgekit.runtime.verify import differences
-from edgekit.stages import Part
+from edgekit.stages import Part, blamed
 from edgekit.target import Target
 
 __all__ = ["LiteRTBackend"]
@@ -49,8 +49,13 @@ class LiteRTBackend:
             with quiet(), _silent(), torch.no_grad():
                 converted = litert_torch.convert(part.program.eval(), one).model_content()
         except Exception as error:  # Of many types, from deep inside the tools.
+            operator = blamed(error)
+            if operator is None:
+                reason = describe_failure(error)
+                raise BuildError(f"{part.name} has no TFLite form: {reason}") from error
             raise BuildError(
-                f"{part.name} has no TFLite form: {describe_failure(error)}"
+                f"{part.name}: operator {operator} has no TFLite form; compute the same with other "
+                "operators of PyTorch, or end at an exit before it"
             ) from error
         program = named(converted, part.inputs, part.outputs)
         free = batch_freed(program)

@@ -39,8 +39,9 @@ def batch_freed(program: bytes) -> bytes:
         if graph.kind(operator) != "RESHAPE" or len(operator.inputs) < 2:
             continue
         sizes = graph.constant(operator.inputs[1])
-        if sizes is None or sizes.ndim != 1 or not len(sizes) or sizes[0] != 1 or -1 in sizes:
+        if sizes is None or sizes.ndim != 1 or not len(sizes) or -1 in sizes:
             continue
+        # The batch, or what it was folded into, comes first.
         freed = np.array([-1, *sizes[1:]], np.int32)
         operator.inputs[1] = graph.add_constant(operator.inputs[1], freed)
         if operator.builtinOptions is not None:

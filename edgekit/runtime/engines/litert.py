@@ -47,7 +47,7 @@ class LiteRTEngine:
         # By the signature's names: the order of a file's inputs and outputs is the converter's.
         self._places = {key: one["index"] for key, one in (inputs | outputs).items()}
         signatures = [one["shape_signature"] for one in inputs.values()]
-        self._groups = all(len(one) and one[0] == -1 for one in signatures)
+        self.runs_groups = all(len(one) and one[0] == -1 for one in signatures)
 
     def bind(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int
@@ -56,7 +56,7 @@ class LiteRTEngine:
         runs = []
         start = 0
         while start < rows:
-            size = GROUP_ROWS if self._groups and rows - start >= GROUP_ROWS else 1
+            size = GROUP_ROWS if self.runs_groups and rows - start >= GROUP_ROWS else 1
             interpreter = self._interpreter(size)
             given, wanted = (
                 [(self._places[key], array[start : start + size]) for key, array in arrays.items()]
