@@ -7,7 +7,7 @@ an operator whose weights are integers multiplies integers, whatever its activat
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +86,8 @@ class Graph:
 
     def __init__(self, program: bytes) -> None:
         self.model = flatbuffer_utils.read_model_from_bytearray(program)
-        (self._signature,) = self.model.signatureDefs
-        graph = self.model.subgraphs[self._signature.subgraphIndex]
+        (self.signature,) = self.model.signatureDefs
+        graph = self.model.subgraphs[self.signature.subgraphIndex]
         self.operators: list[Any] = graph.operators
         self.tensors: list[Any] = graph.tensors
         self._graph = graph
@@ -111,12 +111,12 @@ class Graph:
     @property
     def inputs(self) -> dict[str, int]:
         """The tensors that go in, by the signature's names."""
-        return {one.name.decode(): one.tensorIndex for one in self._signature.inputs}
+        return {one.name.decode(): one.tensorIndex for one in self.signature.inputs}
 
     @property
     def outputs(self) -> dict[str, int]:
         """The tensors that come out, by the signature's names."""
-        return {one.name.decode(): one.tensorIndex for one in self._signature.outputs}
+        return {one.name.decode(): one.tensorIndex for one in self.signature.outputs}
 
     def kind(self, operator: Any) -> str:
         """The type of an operator, as the schema names it."""
@@ -173,24 +173,42 @@ class Graph:
             zeroPoint=np.array([crossing.zero_point], np.int64),
         )
 
-    def add_float(self, like: int, name: str, values: npt.NDArray[np.float32] | None = None) -> int:
-        """A new float32 tensor with the sizes of another: its index. A constant with `values`."""
-        buffer = 0  # The empty one, by the format's rule.
-        if values is not None:
-            buffer = len(self.model.buffers)
-            data = np.frombuffer(values.tobytes(), np.uint8)
-            self.model.buffers.append(schema.BufferT(data=data))
+    def add_float(self, like: int, name: str) -> int:
+        """A new float32 tensor with the sizes of another, and its index."""
         signature = self.tensors[like].shapeSignature  # The sizes again, those that vary as -1.
         self.tensors.append(
             schema.TensorT(
                 shape=list(self.shape(like)),
                 shapeSignature=None if signature is None else list(signature),
                 type=schema.TensorType.FLOAT32,
-                buffer=buffer,
                 name=name.encode(),
             )
         )
         return len(self.tensors) - 1
+
+    def add_constant(self, like: int, values: npt.NDArray[Any]) -> int:
+        """A new constant beside another, which it is like but for its values: its index."""
+        buffer = len(self.model.buffers)
+        self.model.buffers.append(schema.BufferT(data=np.frombuffer(values.tobytes(), np.uint8)))
+        one = self.tensors[like]
+        self.tensors.append(
+            schema.TensorT(
+                shape=list(values.shape),
+                type=one.type,
+                buffer=buffer,
+                name=one.name + f"_{len(self.tensors)}".encode(),
+            )
+        )
+        return len(self.tensors) - 1
+
+    def drop_unread(self) -> None:
+        """Drop the operators of which nobody reads anything."""
+        read = set(self.outputs.values())
+        for place in reversed(range(len(self.operators))):
+            if read.isdisjoint(self.operators[place].outputs):
+                del self.operators[place]
+            else:
+                read.update(self.operators[place].inputs)
 
     def add_dequantize(self, integers: int, floats: int) -> None:
         """Compute one tensor from the other, before everything else."""
@@ -211,11 +229,23 @@ class Graph:
 
     def give(self, name: str, tensor: int) -> None:
         """Let this tensor be the output of that name."""
-        for one in self._signature.outputs:
+        for one in self.signature.outputs:
             if one.name.decode() == name:
                 outputs = self._graph.outputs
                 outputs[list(outputs).index(one.tensorIndex)] = tensor
                 one.tensorIndex = tensor
+
+    @property
+    def order(self) -> list[str]:
+        """The names of the outputs, in the order of the graph and not of the signature."""
+        names = {tensor: name for name, tensor in self.outputs.items()}
+        return [names[tensor] for tensor in self._graph.outputs]
+
+    @order.setter
+    def order(self, names: Sequence[str]) -> None:
+        tensors = dict(zip(names, self._graph.outputs, strict=True))
+        for one in self.signature.outputs:
+            one.tensorIndex = tensors[one.name.decode()]
 
     def called(self, operator: Any) -> str:
         """What to call an operator in a message: the module of the user's that it comes from.
