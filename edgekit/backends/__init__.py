@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import RecipeError
+
 if TYPE_CHECKING:
     import torch
     from torch import fx
@@ -43,7 +45,18 @@ _ONNX_TOOLS = (
     "pillow",
 )
 
-TOOLS = {"onnxruntime": _ONNX_TOOLS, "tensorrt": _ONNX_TOOLS}
+_TFLITE_TOOLS = (
+    "torch",
+    "litert-torch",
+    "litert-converter",
+    "ai-edge-quantizer",
+    "ai-edge-litert",
+    "flatbuffers",
+    "numpy",
+    "pillow",
+)
+
+TOOLS = {"onnxruntime": _ONNX_TOOLS, "tensorrt": _ONNX_TOOLS, "litert": _TFLITE_TOOLS}
 """The packages whose versions decide what comes out, per engine; named without importing them."""
 
 Array = npt.NDArray[Any]
@@ -90,6 +103,9 @@ class Backend(Protocol):
 
     suffix: str
     """How a segment's file name ends."""
+
+    channels_last: bool
+    """Whether its engines have the channels of feature maps last."""
 
     wants_features: frozenset[str]
     """The precisions that look at samples' features."""
@@ -164,6 +180,7 @@ RTX_PACKAGE = "tensorrt-rtx-cu13-libs"
 _BACKENDS = {
     "onnxruntime": "edgekit.backends.onnxruntime:OnnxRuntimeBackend",
     "tensorrt": "edgekit.backends.tensorrt:TensorRTBackend",
+    "litert": "edgekit.backends.litert:LiteRTBackend",
 }
 
 
@@ -173,7 +190,18 @@ def checked_with(engine: str) -> str:
 
 
 def backend_for(engine: str) -> Backend:
-    """The backend of an engine; its packages are imported now."""
+    """The backend of an engine; its packages are imported now.
+
+    Raises RecipeError where they are not installed.
+    """
     module, _, name = _BACKENDS[engine].partition(":")
-    backend: Backend = getattr(importlib.import_module(module), name)()
+    try:
+        backend: Backend = getattr(importlib.import_module(module), name)()
+    except ModuleNotFoundError as error:
+        if engine != "litert":
+            raise
+        raise RecipeError(
+            f"engine litert needs packages of its own ({error}): "
+            "pip install 'edgekit[litert-build]'"
+        ) from None
     return backend

@@ -46,6 +46,7 @@ class OnnxRuntimeBackend:
     """See `edgekit.backends.Backend`."""
 
     suffix = ".onnx"
+    channels_last = False
     wants_features = frozenset({"int8"})
     integer_remedy = (
         "ONNX Runtime has fast integer kernels on x86 for unsigned activations only "

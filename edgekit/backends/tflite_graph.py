@@ -7,7 +7,7 @@ an operator whose weights are integers multiplies integers, whatever its activat
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,25 +227,21 @@ class Graph:
         )
         self.operators.insert(0, operator)
 
+    @property
+    def given(self) -> list[int]:
+        """The tensors that come out, in the file's order."""
+        return [int(one) for one in self._graph.outputs]
+
     def give(self, name: str, tensor: int) -> None:
         """Let this tensor be the output of that name."""
+        self._graph.outputs[self.given.index(self.outputs[name])] = tensor
+        self.point(name, tensor)
+
+    def point(self, name: str, tensor: int) -> None:
+        """Let the signature call this tensor, which comes out, the output of that name."""
         for one in self.signature.outputs:
             if one.name.decode() == name:
-                outputs = self._graph.outputs
-                outputs[list(outputs).index(one.tensorIndex)] = tensor
                 one.tensorIndex = tensor
-
-    @property
-    def order(self) -> list[str]:
-        """The names of the outputs, in the order of the graph and not of the signature."""
-        names = {tensor: name for name, tensor in self.outputs.items()}
-        return [names[tensor] for tensor in self._graph.outputs]
-
-    @order.setter
-    def order(self, names: Sequence[str]) -> None:
-        tensors = dict(zip(names, self._graph.outputs, strict=True))
-        for one in self.signature.outputs:
-            one.tensorIndex = tensors[one.name.decode()]
 
     def called(self, operator: Any) -> str:
         """What to call an operator in a message: the module of the user's that it comes from.

@@ -227,11 +227,11 @@ def _quantized(graph: Graph, floats: set[int], precision: str, ranges: Ranges | 
             for tensor, bounds in ranges.items()
         }
     result = quantizer.quantize(known, enable_progress_bar=False, enable_progress_report=False)
-    quantized = Graph(bytes(result.quantized_model))
-    # Where an operator reads the same DEQUANTIZE as an output does, the quantizer forgets to tell
-    # the signature of it.
-    quantized.order = graph.order
-    return quantized
+    after = Graph(bytes(result.quantized_model))
+    # Where a head reads it as well, it leaves the signature's output at what it was.
+    for name, tensor in graph.outputs.items():
+        after.point(name, after.given[graph.given.index(tensor)])
+    return after
 
 
 def _statistic(bounds: tuple[float, float], rank: int) -> dict[str, Any]:

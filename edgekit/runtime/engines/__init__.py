@@ -100,6 +100,7 @@ ENGINES = {
     "onnxruntime": "edgekit.runtime.engines.onnxruntime",
     "onnxruntime-cuda": "edgekit.runtime.engines.onnxruntime_cuda",
     "tensorrt": "edgekit.runtime.engines.tensorrt",
+    "litert": "edgekit.runtime.engines.litert",
 }
 """The module of each engine; it is imported when the first segments are loaded."""
 
