@@ -173,20 +173,14 @@ class Graph:
             zeroPoint=np.array([crossing.zero_point], np.int64),
         )
 
-    def add_float(self, like: int, name: str, values: npt.NDArray[np.float32] | None = None) -> int:
-        """A new float32 tensor with the sizes of another: its index. A constant with `values`."""
-        buffer = 0  # The empty one, by the format's rule.
-        if values is not None:
-            buffer = len(self.model.buffers)
-            data = np.frombuffer(values.tobytes(), np.uint8)
-            self.model.buffers.append(schema.BufferT(data=data))
+    def add_float(self, like: int, name: str) -> int:
+        """A new float32 tensor with the sizes of another, and its index."""
         signature = self.tensors[like].shapeSignature  # The sizes again, those that vary as -1.
         self.tensors.append(
             schema.TensorT(
                 shape=list(self.shape(like)),
                 shapeSignature=None if signature is None else list(signature),
                 type=schema.TensorType.FLOAT32,
-                buffer=buffer,
                 name=name.encode(),
             )
         )

@@ -205,7 +205,7 @@ def _pad_with_least(graph: Graph, floats: set[int], ranges: Ranges) -> None:
         if values is not None and is_mask(values):
             ranges[operator.outputs[0]] = ranges[source]
             lowest = np.full_like(values, min(ranges[source][0], 0.0))
-            operator.inputs[2] = graph.add_float(pad, f"{graph.name(pad)}_{place}", lowest)
+            operator.inputs[2] = graph.add_constant(pad, lowest)
 
 
 def _quantized(graph: Graph, floats: set[int], precision: str, ranges: Ranges | None) -> Graph:
@@ -248,8 +248,7 @@ def _leave_as_integers(graph: Graph, name: str) -> Crossing | None:
         return None
     (integers,) = dequantize.inputs
     graph.give(name, integers)
-    if not graph.readers(floats):
-        graph.operators.remove(dequantize)
+    graph.drop_unread()
     return graph.crossing(integers)
 
 
