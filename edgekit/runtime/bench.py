@@ -20,13 +20,14 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, InputError
-from edgekit.runtime import energy, jetson, power, preprocess
+from edgekit.runtime import board, energy, power, preprocess
 from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Shapes, contents, left_at
 from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
 from edgekit.runtime.engines import HostMemory
 from edgekit.runtime.preprocess import Sample, Samples
+from edgekit.runtime.sysfs import ROOT
 from edgekit.runtime.verify import load_array, load_arrays
 
 __all__ = ["bench", "brief", "latency_summary", "load_test_data", "verdict"]
@@ -45,9 +46,6 @@ the maximum, as MLPerf's rules for early stopping put them.
 
 MOST_ROUND_SPREAD = 0.10
 """How far the rounds' speed-ups may lie apart, over their median, in a valid run."""
-
-MOST_ROUND_SPREAD_JETSON = 0.025
-"""The same on a Jetson, whose clocks can be held: what then moves them is heat, or work beside."""
 
 MOST_DISTURBANCE = 0.10
 """How much longer than its fastest tenth the plain network may take on average.
@@ -115,7 +113,7 @@ def bench(
     beside: Sequence[Bundle] = (),
     step: Callable[[str], None] = lambda text: None,
     energy_s: float = energy.PHASE_S,
-    root: Path = jetson.ROOT,
+    root: Path = ROOT,
 ) -> dict[str, Any]:
     """Measure the bundle's chain, its `plain` and `whole` networks and the chains of `beside`.
 
@@ -150,12 +148,12 @@ def bench(
     }
     for number, other in enumerate(beside):
         contenders[f"beside-{number}"] = Chain.from_bundle(other, engine=engine, threads=threads)
-    board = jetson.find(root)
-    seen: list[jetson.Snapshot] = []
+    here = board.find(root)
+    seen: list[Any] = []
 
     def look() -> None:
-        if board is not None:
-            seen.append(jetson.snapshot(board.power_mode, root))
+        if here is not None:
+            seen.append(here.snapshot())
 
     measured, segments, cpu_share = _measure(contenders, chain, samples, rounds, step, look)
 
@@ -171,14 +169,14 @@ def bench(
     vary = any(one.varying for one in manifest.inputs)
     spent = _energy(contenders, samples, max(mean_ms.values()), energy_s, root, step)
     look()
-    met = None if board is None else jetson.conditions(board, seen, manifest.target.gpu)
-    most_spread = MOST_ROUND_SPREAD if met is None else MOST_ROUND_SPREAD_JETSON
+    met = None if here is None else here.conditions(seen, manifest.target.gpu)
+    most_spread = MOST_ROUND_SPREAD if here is None else here.most_round_spread
     if threads > 1 or not isinstance(chain.engines[0].memory, HostMemory):
         cpu_share = 1.0  # A processor that waits for a GPU, or for its other cores, is not taken.
     reasons = _doubts(measured, cpu_share, most_spread, vary=vary)
-    if met is not None:
+    if here is not None and met is not None:
         reasons += [f"the board was throttled: {one}" for one in met["throttled"]]
-        if spent is None and energy_s:
+        if spent is None and energy_s and here.has_rails:
             met["notes"].append("the power rails could not be read, so there is no energy")
     if labels is None and manifest.labels:
         reasons.append("the samples have no labels, so they may be noise")

@@ -11,9 +11,9 @@ import pytest
 from edgekit.bundle.manifest import Policy
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
+from edgekit.runtime import jetson
 from edgekit.runtime.bench import (
     MOST_ROUND_SPREAD,
-    MOST_ROUND_SPREAD_JETSON,
     _doubts,
     _Measured,
     bench,
@@ -265,7 +265,7 @@ def test_rounds_may_differ_less_on_a_board_whose_clocks_can_be_held() -> None:
         for name, latency in (("plain", plain), ("chain", chain))
     }
     assert _doubts(measured, 1.0, MOST_ROUND_SPREAD, vary=False) == []
-    (reason,) = _doubts(measured, 1.0, MOST_ROUND_SPREAD_JETSON, vary=False)
+    (reason,) = _doubts(measured, 1.0, jetson.MOST_ROUND_SPREAD, vary=False)
     assert reason.startswith("the rounds' speed-ups lie 4% apart")
 
 
