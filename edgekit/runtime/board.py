@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgekit.bundle.manifest import GpuTarget
-from edgekit.runtime import jetson
+from edgekit.runtime import jetson, raspberrypi
 from edgekit.runtime.sysfs import ROOT
 
 __all__ = ["Board", "find"]
@@ -36,4 +36,4 @@ class Board(Protocol):
 
 def find(root: Path = ROOT) -> Board | None:
     """The board that this is, or None. `root` stands for `/`."""
-    return jetson.find(root)
+    return jetson.find(root) or raspberrypi.find(root)
