@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from edgekit.runtime import nvidia
+from edgekit.runtime import board, nvidia
 from edgekit.runtime.device import describe
 from tests.runtime import boards
 
@@ -232,6 +232,20 @@ def test_bench_prints_energy_where_a_boards_power_can_be_read(
     assert "Energy of an inference in mJ" in ended.out
     assert "VDD_IN; idle 5.00 W" in ended.out
     assert re.search(r"^to second +[0-9.]+ +-?[0-9.]+ +5\.00 ", ended.out, re.MULTILINE)
+
+
+def test_bench_says_what_a_raspberry_pi_met_and_what_each_holds(
+    cli, built_tiny, tmp_path, monkeypatch
+):
+    pi = board.find(boards.raspberry_pi(tmp_path, throttled="0x50005", governor="ondemand"))
+    monkeypatch.setattr("edgekit.runtime.bench.board.find", lambda _: pi)
+    ended = cli("bench", built_tiny, "--rounds", "1")
+    assert ended.code == 0
+    assert "governor ondemand, 48 to 48 degrees\n" in ended.out
+    assert "Note: the clock follows the load (governor ondemand); echo performance" in ended.out
+    assert "the board was throttled: low voltage, against which a power supply" in ended.out
+    assert re.search(r"Memory that each adds, loaded and run once: .*chain [0-9.]+ MB", ended.out)
+    assert re.search(r"All of this process: [0-9.]+ MB at most", ended.out)
 
 
 def test_doctor_finds_what_the_tests_run_on(cli):
