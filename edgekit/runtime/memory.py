@@ -8,13 +8,13 @@ pages before and after.
 import ctypes
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from edgekit.runtime import sysfs
 
-__all__ = ["available_bytes", "growth", "private_bytes", "resident"]
+__all__ = ["available_bytes", "growth", "needed_bytes", "private_bytes", "resident"]
 
 T = TypeVar("T")
 
@@ -40,6 +40,14 @@ def private_bytes(proc: Path = _PROC) -> int | None:
 def available_bytes(root: Path = sysfs.ROOT) -> int | None:
     """What a program may take now without another one being swapped out (MemAvailable)."""
     return _bytes(sysfs.text(root / "proc/meminfo") or "", "MemAvailable")
+
+
+def needed_bytes(sizes: Iterable[int]) -> int:
+    """What loading segments of these sizes takes at least, beside Python and the engine.
+
+    Each file is read whole to be hashed, and stays; the engine makes a copy of its own.
+    """
+    return 2 * sum(sizes)
 
 
 def growth(load: Callable[[], T]) -> tuple[T, int | None]:

@@ -72,3 +72,7 @@ def test_what_is_available_is_less_than_there_is() -> None:
     found = memory.available_bytes()
     assert found is not None
     assert 0 < found < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_chain_needs_each_of_its_files_twice() -> None:
+    assert memory.needed_bytes(iter([3, 4])) == 14
