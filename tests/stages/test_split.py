@@ -276,7 +276,8 @@ class Maps(nn.Module):
             first, second = values[left % len(values)], values[right % len(values)]
             values.append((layer(first) + second).relu())
         # Flat, as a convolution's output is read by a linear layer: in its own order.
-        return [head(values[tap].flatten(1)) for head, tap in zip(self.heads, self.taps)]
+        pairs = zip(self.heads, self.taps, strict=True)
+        return [head(values[tap].flatten(1)) for head, tap in pairs]
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
