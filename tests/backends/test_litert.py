@@ -101,6 +101,11 @@ def tokens():
     return model, lowered(model, 2)
 
 
+def transposes(part):
+    graph = Graph(part.program)
+    return [graph.kind(one) for one in graph.operators].count("TRANSPOSE")
+
+
 def assert_as_in_pytorch(model, segments, rows):
     tensor = segments.inputs["input"]
     source = Input(name="input", tensor=tensor, shape=(3, 8, 8), dtype="float32", image=None)
@@ -132,9 +137,13 @@ def test_nothing_is_transposed_at_a_cut_or_before_a_global_pool(pooled):
             assert graph.shape(tensor) == (1, *shape[1:])
             if part is not segments.chain[0] and len(shape) == 4:
                 assert shape[1:] == (8, 8, 8)
-        kinds = [graph.kind(one) for one in graph.operators]
-        # The network's own input comes with channels first, and is turned once.
-        assert kinds.count("TRANSPOSE") == (part is segments.chain[0])
+    # The network's own input comes with channels first, and is turned once.
+    assert [transposes(part) for part in segments.chain] == [1, 0, 0]
+
+
+def test_what_the_chain_is_compared_with_transposes_no_more_than_the_chain(pooled):
+    _, segments = pooled
+    assert transposes(segments.whole) == transposes(segments.plain) == 1
 
 
 def test_only_what_gives_the_same_for_samples_together_runs_them_together(pooled, tokens):
