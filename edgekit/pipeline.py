@@ -97,7 +97,7 @@ def carry_out(
         network = run.load()
         tune = Tune(recipe, run.splits.get("tuning"), run.final, run.chain)
         exported = run(Export(), network)
-        split = run(SplitStage(), exported)
+        split = run(SplitStage(channels_last=run.backend.channels_last), exported)
         lowered = run(Lower(run.backend, target, run.sample), split)
         optimized = run(
             Optimize(run.backend, run.error_of, recipe.check.max_relative_error), lowered
@@ -123,7 +123,8 @@ def inspect(
     """The recipe's network cut into segments, with nothing lowered or written; and a warning."""
     with user_code(recipe.folder):
         run = _Run(Plan(recipe, target), progress or Silent())
-        segments = run(SplitStage(), run(Export(), run.load()))
+        split = SplitStage(channels_last=run.backend.channels_last)
+        segments = run(split, run(Export(), run.load()))
     assert segments is not None  # noqa: S101  (nothing is kept without a cache)
     return segments, run.stages[-1]["notes"].get("warning")
 

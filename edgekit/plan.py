@@ -84,7 +84,7 @@ class Plan:
         *,
         wheelhouse: bool = False,
     ) -> None:
-        if target.gpu is not None:
+        if target.gpu is not None or target.engine == "litert":
             check_sizes(recipe, target.name)
         self.recipe = recipe
         self.target = target

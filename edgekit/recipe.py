@@ -24,6 +24,7 @@ from edgekit.errors import RecipeError
 from edgekit.shipped import shipped
 
 __all__ = [
+    "CALIBRATED",
     "Check",
     "Confidence",
     "ExitPlace",
@@ -42,6 +43,9 @@ __all__ = [
 _NAME_CHARS = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
+
+CALIBRATED = frozenset({"int8", "int16x8"})
+"""The precisions whose activations have ranges that are read from samples when they are built."""
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -780,7 +784,7 @@ def check_files(recipe: Recipe) -> None:
 
 def check_precision(recipe: Recipe, target: str, precision: str) -> None:
     """Raises RecipeError where a target of this precision needs data that the recipe has not."""
-    if precision == "int8" and recipe.data.calibration is None:
+    if precision in CALIBRATED and recipe.data.calibration is None:
         raise RecipeError(
             f"target {target} is int8, and the recipe has no data.calibration: name samples like "
             "those that the device will see (some hundred, none of them in tuning or test), or "

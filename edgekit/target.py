@@ -30,6 +30,12 @@ _REFUSED = {
 }
 """Boards that people will ask for and that cannot be served, with the reason and the way out."""
 
+_PRECISIONS = {
+    "onnxruntime": ("fp32", "fp16", "int8", "int8-dynamic"),
+    "tensorrt": ("fp32", "fp16", "int8"),
+    "litert": ("fp32", "int8", "int8-dynamic", "int8-weights", "int16x8"),
+}
+
 _CAPABILITY = re.compile(r"[1-9]\d?\.\d")
 
 
@@ -73,14 +79,14 @@ class Target(Strict):
 
     name: str
     description: str = ""
-    engine: Literal["onnxruntime", "tensorrt"]
-    precision: Literal["fp32", "fp16", "int8", "int8-dynamic"]
+    engine: Literal["onnxruntime", "tensorrt", "litert"]
+    precision: Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int16x8"]
     activations: Literal["int8", "uint8"] = "int8"
     """For `int8`: signed activations (S8S8), as aarch64 likes them, or unsigned (U8S8), as x86."""
     threads: int = Field(ge=1, le=1024)
     """Threads that one inference may use; all segments share them in turn."""
-    opset: int = Field(ge=18, le=23)
-    """The ONNX opset of the segments. PyTorch's exporter writes 18 at least."""
+    opset: int = Field(default=20, ge=18, le=23)
+    """The ONNX opset of the segments, for engines that read ONNX. PyTorch writes 18 at least."""
     ir_version: int | None = Field(default=None, ge=8, le=13)
     """The newest IR version of ONNX that the device's parser reads. Left out: any."""
     machine: str | None = None
@@ -110,8 +116,9 @@ class Target(Strict):
     def _gpu_fits(self) -> "Target":
         if (self.engine == "tensorrt") != (self.gpu is not None):
             raise ValueError("engine: tensorrt needs gpu, and no other engine takes it")
-        if self.engine == "tensorrt" and self.precision == "int8-dynamic":
-            raise ValueError("engine: tensorrt has no int8-dynamic; say int8, or fp16")
+        if self.precision not in _PRECISIONS[self.engine]:
+            known = ", ".join(_PRECISIONS[self.engine])
+            raise ValueError(f"engine: {self.engine} has no {self.precision}; it has {known}")
         return self
 
     @field_validator("python")

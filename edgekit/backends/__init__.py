@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import RecipeError
+
 if TYPE_CHECKING:
     import torch
     from torch import fx
@@ -28,6 +30,7 @@ __all__ = [
     "Quantized",
     "backend_for",
     "checked_with",
+    "is_mask",
 ]
 
 _ONNX_TOOLS = (
@@ -42,7 +45,18 @@ _ONNX_TOOLS = (
     "pillow",
 )
 
-TOOLS = {"onnxruntime": _ONNX_TOOLS, "tensorrt": _ONNX_TOOLS}
+_TFLITE_TOOLS = (
+    "torch",
+    "litert-torch",
+    "litert-converter",
+    "ai-edge-quantizer",
+    "ai-edge-litert",
+    "flatbuffers",
+    "numpy",
+    "pillow",
+)
+
+TOOLS = {"onnxruntime": _ONNX_TOOLS, "tensorrt": _ONNX_TOOLS, "litert": _TFLITE_TOOLS}
 """The packages whose versions decide what comes out, per engine; named without importing them."""
 
 Array = npt.NDArray[Any]
@@ -89,6 +103,9 @@ class Backend(Protocol):
 
     suffix: str
     """How a segment's file name ends."""
+
+    channels_last: bool
+    """Whether its engines have the channels of feature maps last."""
 
     wants_features: frozenset[str]
     """The precisions that look at samples' features."""
@@ -152,12 +169,18 @@ class Backend(Protocol):
         """Operators in the file, for the evidence."""
 
 
+def is_mask(values: Array) -> bool:
+    """Whether values of any shape reach below what a float16 holds, as no feature does."""
+    return values.dtype.kind == "f" and bool((values < np.finfo(np.float16).min).any())
+
+
 RTX_PACKAGE = "tensorrt-rtx-cu13-libs"
 """TensorRT-RTX, which proves that segments can be built for a GPU that is not here."""
 
 _BACKENDS = {
     "onnxruntime": "edgekit.backends.onnxruntime:OnnxRuntimeBackend",
     "tensorrt": "edgekit.backends.tensorrt:TensorRTBackend",
+    "litert": "edgekit.backends.litert:LiteRTBackend",
 }
 
 
@@ -167,7 +190,18 @@ def checked_with(engine: str) -> str:
 
 
 def backend_for(engine: str) -> Backend:
-    """The backend of an engine; its packages are imported now."""
+    """The backend of an engine; its packages are imported now.
+
+    Raises RecipeError where they are not installed.
+    """
     module, _, name = _BACKENDS[engine].partition(":")
-    backend: Backend = getattr(importlib.import_module(module), name)()
+    try:
+        backend: Backend = getattr(importlib.import_module(module), name)()
+    except ModuleNotFoundError as error:
+        if engine != "litert":
+            raise
+        raise RecipeError(
+            f"engine litert needs packages of its own ({error}): "
+            "pip install 'edgekit[litert-build]'"
+        ) from None
     return backend

@@ -18,9 +18,10 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from edgekit.backends import is_mask
 from edgekit.quiet import quiet
 
-__all__ = ["Cost", "costs", "executed", "head_nodes", "is_mask", "masked_nodes", "with_names"]
+__all__ = ["Cost", "costs", "executed", "head_nodes", "masked_nodes", "with_names"]
 
 _INTEGER = {
     "QLinearConv": 3,
@@ -139,11 +140,6 @@ def masked_nodes(model: onnx.ModelProto, masks: Iterable[str] = ()) -> set[str]:
             if node.op_type != "Softmax":
                 marked |= set(node.output)
     return found
-
-
-def is_mask(values: npt.NDArray[Any]) -> bool:
-    """Whether values of any shape reach below what a float16 holds, as no feature does."""
-    return values.dtype.kind == "f" and bool((values < np.finfo(np.float16).min).any())
 
 
 def _array(tensor: onnx.TensorProto) -> npt.NDArray[Any]:

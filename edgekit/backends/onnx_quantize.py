@@ -23,8 +23,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from edgekit.backends import Array, Crossing, Features
-from edgekit.backends.onnx_graph import head_nodes, is_mask, masked_nodes, with_names
+from edgekit.backends import Array, Crossing, Features, is_mask
+from edgekit.backends.onnx_graph import head_nodes, masked_nodes, with_names
 from edgekit.recipe import Quantize
 from edgekit.stages import Part
 

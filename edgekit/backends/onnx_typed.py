@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from edgekit.backends import Array, Crossing, Features
-from edgekit.backends.onnx_graph import head_nodes, is_mask, masked_nodes, with_names
+from edgekit.backends import Array, Crossing, Features, is_mask
+from edgekit.backends.onnx_graph import head_nodes, masked_nodes, with_names
 from edgekit.errors import BuildError
 from edgekit.quiet import quiet
 from edgekit.recipe import Quantize

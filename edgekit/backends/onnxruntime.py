@@ -4,7 +4,6 @@ import functools
 import hashlib
 import math
 import platform
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +23,7 @@ from edgekit.errors import BuildError, EdgekitError, describe_failure
 from edgekit.limits import LIMITS
 from edgekit.quiet import quiet
 from edgekit.recipe import Quantize
-from edgekit.stages import Part, place_of
+from edgekit.stages import Part, blamed
 from edgekit.target import Target
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -46,6 +45,7 @@ class OnnxRuntimeBackend:
     """See `edgekit.backends.Backend`."""
 
     suffix = ".onnx"
+    channels_last = False
     wants_features = frozenset({"int8"})
     integer_remedy = (
         "ONNX Runtime has fast integer kernels on x86 for unsigned activations only "
@@ -289,20 +289,12 @@ def _described(value: onnx.ValueInfoProto) -> str:
 
 def _no_form(name: str, error: Exception, opset: int) -> str:
     """Words about a part that the exporter refused: the operator, and its place in the model."""
-    cause = error.__cause__ or error
-    # The exporter names a node of a graph of its own; that it worked on the node says more.
-    nodes = [
-        value
-        for frame, _ in traceback.walk_tb(cause.__traceback__)
-        for value in frame.f_locals.values()
-        if isinstance(value, fx.Node) and value.op == "call_function"
-    ]
-    if not nodes:
-        reason = str(cause).strip().partition("\n")[0]
+    operator = blamed(error)
+    if operator is None:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
         return f"{name} has no ONNX form: {reason}"
-    operator = ".".join(str(nodes[-1].target).split(".")[:2])
     return (
-        f"{name}: operator {operator}{place_of(nodes[-1])} has no form in ONNX opset {opset}; "
+        f"{name}: operator {operator} has no form in ONNX opset {opset}; "
         "compute the same with other operators of PyTorch, or end at an exit before it"
     )
 

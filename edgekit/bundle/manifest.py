@@ -85,6 +85,7 @@ DTYPES = {
     "bool": 1,
     "int8": 1,
     "uint8": 1,
+    "int16": 2,
     "int32": 4,
     "int64": 8,
 }

@@ -128,6 +128,7 @@ def _print(terminal: Terminal, report: dict[str, Any]) -> None:
     )
     if report["energy"] is not None:
         _print_energy(terminal, report)
+    _print_memory(terminal, report["memory"])
     terminal.line(
         f"\nWith no exit taken the chain takes {report['full_depth_ratio']:.3f} times as long as "
         f"whole.\nExit rates and segment times alone would make {report['efficiency']:.1%} of its "
@@ -139,14 +140,24 @@ def _print(terminal: Terminal, report: dict[str, Any]) -> None:
 def _print_conditions(terminal: Terminal, met: dict[str, Any]) -> None:
     hottest = [max(one.values(), default=None) for one in met["temperatures_c"].values()]
     said = [
-        f"JetPack {met['jetpack']}" if met["jetpack"] else None,
-        f"power mode {met['power_mode']}" if met["power_mode"] else None,
+        f"JetPack {met['jetpack']}" if met.get("jetpack") else None,
+        f"power mode {met['power_mode']}" if met.get("power_mode") else None,
+        f"governor {met['governor']}" if met.get("governor") else None,
         f"{hottest[0]:.0f} to {hottest[1]:.0f} degrees" if None not in hottest else None,
     ]
     if any(said):
         terminal.line(", ".join(filter(None, said)))
     for note in met["notes"]:
         terminal.line(f"Note: {note}")
+
+
+def _print_memory(terminal: Terminal, memory: dict[str, Any]) -> None:
+    held = {name: memory[name]["growth_bytes"] for name in ("engine", "chain", "plain", "whole")}
+    said = [f"{name} {_megabytes(size)}" for name, size in held.items() if size is not None]
+    if said:
+        terminal.line(f"\nMemory that each adds, loaded and run once: {', '.join(said)}")
+    if memory["peak_bytes"] is not None:
+        terminal.line(f"All of this process: {_megabytes(memory['peak_bytes'])} at most")
 
 
 def _print_energy(terminal: Terminal, report: dict[str, Any]) -> None:
@@ -175,6 +186,10 @@ def _print_energy(terminal: Terminal, report: dict[str, Any]) -> None:
         ],
     )
     terminal.line(f"{' + '.join(energy['rails'])}; idle {energy['idle_mw'] / 1000:.2f} W")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 def _number(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """`edgekit doctor`: what this machine can do, and what it lacks."""
 
+import struct
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,8 +9,14 @@ import typer
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, Terminal
 from edgekit.errors import DeviceError
-from edgekit.runtime import nvidia
-from edgekit.runtime.device import describe, other_than_target, package_versions, unmet
+from edgekit.runtime import memory, nvidia, raspberrypi
+from edgekit.runtime.device import (
+    describe,
+    other_than_target,
+    package_versions,
+    pip_refuses,
+    unmet,
+)
 
 __all__ = ["doctor"]
 
@@ -25,19 +32,25 @@ def doctor(
     """Say what this machine is, whether it can run and build bundles, and what would help."""
     terminal = Terminal(json_to)
     gpu = nvidia.look()
+    pi = raspberrypi.find()
+    seen = None if pi is None else pi.snapshot()
     facts = describe(gpu=gpu is not None)
     for key in ("cpu", "machine", "cores", "system", "python"):
         terminal.line(f"{key:<10}{facts[key]}")
     terminal.line(f"{'memory':<10}{facts['memory_bytes'] / 1e9:.1f} GB")
     if gpu is not None:
         _print_gpu(terminal, gpu, facts["gpu"])
+    if pi is not None and seen is not None:
+        _print_pi(terminal, pi, seen)
     terminal.line()
     engines = nvidia.engines(gpu)
     images = package_versions(("pillow",))
     host = package_versions(HOST_PACKAGES)
     lacking = [name for name in HOST_PACKAGES if name not in host]
     advice = []
-    if not engines:
+    bits = 8 * struct.calcsize("P")
+    installable = pi is None or bits == 64
+    if not engines and installable:
         advice.append("run bundles: pip install 'edgekit[onnxruntime]'")
     if not images:
         advice.append("read image files: pip install 'edgekit[images]'")
@@ -45,6 +58,8 @@ def doctor(
         advice.append(f"build bundles ({', '.join(lacking)}): pip install 'edgekit[build]'")
     if gpu is not None:
         advice += nvidia.advice(gpu)
+    if pi is not None and seen is not None:
+        advice += raspberrypi.advice(pi, seen, facts["machine"], bits)
     found = {**facts["packages"], **images, **host}
     for name, version in found.items():
         terminal.line(f"{name:<24}{version}")
@@ -52,25 +67,69 @@ def doctor(
     terminal.line(f"run bundles      {'yes, with ' + ', '.join(engines) if engines else 'no'}")
     terminal.line(f"build bundles    {'no' if lacking else 'yes'}")
     report = {**facts, "engines": engines, "host_packages": host, "advice": advice}
+    report["raspberry_pi"] = pi and seen and pi.facts(seen)
     report["nvidia"] = None if gpu is None else {**gpu.facts(), "refusal": nvidia.refusal(gpu)}
     if bundle is not None:
-        manifest = read_bundle(bundle).manifest
-        wishes = unmet(manifest.requirements, facts)
-        other_device = other_than_target(manifest.target, facts)
-        terminal.line(f"{manifest.name:<17}{'as it wants' if not wishes else 'wants'}")
-        for line in filter(None, (*wishes, other_device)):
-            terminal.line(f"  {line}")
-        if wishes:
-            advice.append(
-                "give it what it wants, in an environment of its own: "
-                f"pip install -r {bundle / 'install/requirements.txt'}"
-            )
-        report |= {"unmet": wishes, "other_device": other_device}
+        told, wishes = _for_bundle(terminal, bundle, facts)
+        report |= told
+        advice += wishes
+    if pip_refuses() and any("pip install" in line for line in advice):
+        advice.append(
+            "install with pip, which the system's own Python refuses (PEP 668): python3 -m venv "
+            "~/edgekit, and take ~/edgekit/bin/pip for it"
+        )
     for line in advice:
         terminal.line(f"To {line}")
     terminal.json(report)
     if not engines:
-        raise DeviceError("no inference engine is installed: pip install 'edgekit[onnxruntime]'")
+        way = "pip install 'edgekit[onnxruntime]'" if installable else "they want a 64-bit system"
+        raise DeviceError(f"no inference engine is installed: {way}")
+
+
+def _for_bundle(
+    terminal: Terminal, path: Path, facts: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """What the machine of `facts` lacks for a bundle: for the report, and as advice."""
+    manifest = read_bundle(path).manifest
+    wishes = unmet(manifest.requirements, facts)
+    other_device = other_than_target(manifest.target, facts)
+    terminal.line(f"{manifest.name:<17}{'as it wants' if not wishes else 'wants'}")
+    for line in filter(None, (*wishes, other_device)):
+        terminal.line(f"  {line}")
+    advice = []
+    if wishes:
+        advice.append(
+            "give it what it wants, in an environment of its own: "
+            f"pip install -r {path / 'install/requirements.txt'}"
+        )
+    available = memory.available_bytes()
+    needed = memory.needed_bytes(one.size_bytes for one in manifest.variant().segments)
+    if available is not None and available < needed:
+        advice.append(
+            f"load its chain, which needs {needed / 1e6:,.1f} MB (twice its files' size) where "
+            f"{available / 1e6:,.1f} MB are free: end other programs, or build a smaller one"
+        )
+    return {
+        "unmet": wishes,
+        "other_device": other_device,
+        "available_bytes": available,
+        "needed_bytes": needed,
+    }, advice
+
+
+def _print_pi(terminal: Terminal, pi: raspberrypi.RaspberryPi, seen: raspberrypi.Snapshot) -> None:
+    facts = pi.facts(seen)
+    clock, since = seen.clock, facts["throttled_since_boot"]
+    degrees = max(seen.temperatures_c.values(), default=None)
+    told = {
+        "governor": pi.governor,
+        "clock": clock and f"{clock.mhz:.0f} of {clock.most_mhz:.0f} MHz",
+        "heat": None if degrees is None else f"{degrees:.0f} degrees",
+        "throttled": "not known" if since is None else ", ".join(since) or "not since boot",
+    }
+    for key, value in told.items():
+        if value:
+            terminal.line(f"{key:<10}{value}")
 
 
 def _print_gpu(terminal: Terminal, gpu: nvidia.Nvidia, of_cuda: dict[str, Any] | None) -> None:

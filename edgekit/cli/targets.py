@@ -17,7 +17,14 @@ def targets(json_to: JsonOption = None) -> None:
         "Targets",
         ["target", "engine", "precision", "threads", "opset", "what it is"],
         [
-            [one.name, one.engine, one.precision, str(one.threads), str(one.opset), one.description]
+            [
+                one.name,
+                one.engine,
+                one.precision,
+                str(one.threads),
+                "-" if one.engine == "litert" else str(one.opset),
+                one.description,
+            ]
             for one in found
         ],
         fold=5,

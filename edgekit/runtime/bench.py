@@ -8,6 +8,7 @@ prepared tensor to the decision.
 import gc
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +21,14 @@ import numpy.typing as npt
 from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import BundleError, InputError
-from edgekit.runtime import energy, jetson, power, preprocess
+from edgekit.runtime import board, energy, memory, power, preprocess
 from edgekit.runtime.chain import MOST_SHAPES, Chain, ChainSpec, Shapes, contents, left_at
 from edgekit.runtime.criteria import PATIENCE
 from edgekit.runtime.deadline import expected_ms
 from edgekit.runtime.device import describe, other_than_target, threads_here
-from edgekit.runtime.engines import HostMemory
+from edgekit.runtime.engines import ENGINES, HostMemory, load_engines
 from edgekit.runtime.preprocess import Sample, Samples
+from edgekit.runtime.sysfs import ROOT
 from edgekit.runtime.verify import load_array, load_arrays
 
 __all__ = ["bench", "brief", "latency_summary", "load_test_data", "verdict"]
@@ -45,9 +47,6 @@ the maximum, as MLPerf's rules for early stopping put them.
 
 MOST_ROUND_SPREAD = 0.10
 """How far the rounds' speed-ups may lie apart, over their median, in a valid run."""
-
-MOST_ROUND_SPREAD_JETSON = 0.025
-"""The same on a Jetson, whose clocks can be held: what then moves them is heat, or work beside."""
 
 MOST_DISTURBANCE = 0.10
 """How much longer than its fastest tenth the plain network may take on average.
@@ -115,7 +114,7 @@ def bench(
     beside: Sequence[Bundle] = (),
     step: Callable[[str], None] = lambda text: None,
     energy_s: float = energy.PHASE_S,
-    root: Path = jetson.ROOT,
+    root: Path = ROOT,
 ) -> dict[str, Any]:
     """Measure the bundle's chain, its `plain` and `whole` networks and the chains of `beside`.
 
@@ -137,25 +136,16 @@ def bench(
         labels = None  # Its exits tell no classes: there is nothing to count.
     if labels is not None:
         labels = preprocess.check_labels(labels, len(samples), len(manifest.labels))
-    chain = Chain.from_bundle(bundle, engine=engine, threads=threads)
-    if policy is not None:
-        chain = chain.with_policy(policy)
-    refusing = replace(chain.spec.policy, thresholds=(math.inf,) * (len(chain.spec.segments) - 1))
-    (baselines,) = (pair for pair in manifest.baselines if pair.variant == manifest.variant().name)
-    contenders = {
-        "chain": chain,
-        "plain": _undivided(bundle, baselines.plain, engine, threads),
-        "whole": _undivided(bundle, baselines.whole, engine, threads),
-        "full_depth": chain.with_policy(refusing),
-    }
+    contenders, held = _loaded(bundle, engine, threads, policy, samples[0])
+    chain = contenders["chain"]
     for number, other in enumerate(beside):
         contenders[f"beside-{number}"] = Chain.from_bundle(other, engine=engine, threads=threads)
-    board = jetson.find(root)
-    seen: list[jetson.Snapshot] = []
+    here = board.find(root)
+    seen: list[Any] = []
 
     def look() -> None:
-        if board is not None:
-            seen.append(jetson.snapshot(board.power_mode, root))
+        if here is not None:
+            seen.append(here.snapshot())
 
     measured, segments, cpu_share = _measure(contenders, chain, samples, rounds, step, look)
 
@@ -171,14 +161,14 @@ def bench(
     vary = any(one.varying for one in manifest.inputs)
     spent = _energy(contenders, samples, max(mean_ms.values()), energy_s, root, step)
     look()
-    met = None if board is None else jetson.conditions(board, seen, manifest.target.gpu)
-    most_spread = MOST_ROUND_SPREAD if met is None else MOST_ROUND_SPREAD_JETSON
+    met = None if here is None else here.conditions(seen, manifest.target.gpu)
+    most_spread = MOST_ROUND_SPREAD if here is None else here.most_round_spread
     if threads > 1 or not isinstance(chain.engines[0].memory, HostMemory):
         cpu_share = 1.0  # A processor that waits for a GPU, or for its other cores, is not taken.
     reasons = _doubts(measured, cpu_share, most_spread, vary=vary)
-    if met is not None:
+    if here is not None and met is not None:
         reasons += [f"the board was throttled: {one}" for one in met["throttled"]]
-        if spent is None and energy_s:
+        if spent is None and energy_s and here.has_rails:
             met["notes"].append("the power rails could not be read, so there is no energy")
     if labels is None and manifest.labels:
         reasons.append("the samples have no labels, so they may be noise")
@@ -244,6 +234,10 @@ def bench(
         "full_depth_ratio": mean_ms["full_depth"] / mean_ms["whole"],
         "efficiency": predicted_ms / mean_ms["chain"],
         "energy": spent,
+        "memory": {
+            **dict(zip(("resident_bytes", "peak_bytes"), memory.resident(), strict=True)),
+            **held,
+        },
         "conditions": met,
         "valid": not reasons,
         "reasons": reasons,
@@ -373,6 +367,59 @@ def verdict(report: dict[str, Any]) -> str:
     if not report["valid"]:
         text += " Do not rely on these figures: " + "; ".join(report["reasons"]) + "."
     return text
+
+
+def _loaded(
+    bundle: Bundle, engine: str | None, threads: int, policy: Policy | None, sample: Sample
+) -> tuple[dict[str, Chain], dict[str, Any]]:
+    """The contenders of the bundle, each run once, and what the engine and each of them hold.
+
+    The first to be loaded would be charged with the engine's own start. So the smallest segment is
+    loaded before and goes again; what that adds is None where the engine was there already.
+    """
+    manifest = bundle.manifest
+    name = engine or manifest.target.engine
+
+    def start() -> None:
+        smallest = min(manifest.variant().segments, key=lambda one: one.size_bytes)
+        (content,) = contents(bundle, (smallest,), name)
+        load_engines(name, [(smallest.name, content)], threads=threads)
+
+    def whole_way() -> dict[str, Chain]:
+        chain = Chain.from_bundle(bundle, engine=engine, threads=threads)
+        if policy is not None:
+            chain = chain.with_policy(policy)
+        refused = (math.inf,) * (len(chain.spec.segments) - 1)
+        full_depth = chain.with_policy(replace(chain.spec.policy, thresholds=refused))
+        full_depth.one(sample)
+        return {"chain": chain, "full_depth": full_depth}
+
+    def alone(segment: Segment) -> Chain:
+        network = _undivided(bundle, segment, engine, threads)
+        network.one(sample)
+        return network
+
+    (baselines,) = (pair for pair in manifest.baselines if pair.variant == manifest.variant().name)
+    grown: dict[str, int | None] = {}
+    _, grown["engine"] = (None, None) if ENGINES.get(name) in sys.modules else memory.growth(start)
+    chains, grown["chain"] = memory.growth(whole_way)
+    plain, grown["plain"] = memory.growth(lambda: alone(baselines.plain))
+    whole, grown["whole"] = memory.growth(lambda: alone(baselines.whole))
+    contenders = {
+        "chain": chains["chain"],
+        "plain": plain,
+        "whole": whole,
+        "full_depth": chains["full_depth"],
+    }
+    return contenders, {
+        key: {
+            "growth_bytes": size,
+            "arena_bytes": contenders[key].engines[0].memory.arena_bytes
+            if key in contenders
+            else None,
+        }
+        for key, size in grown.items()
+    }
 
 
 def _undivided(bundle: Bundle, segment: Segment, engine: str | None, threads: int) -> Chain:

@@ -120,6 +120,11 @@ class CudaMemory:
         self.ran = self._stream.change
         """For engines: note that they have put work on the stream."""
 
+    @property
+    def arena_bytes(self) -> int | None:
+        """See `Memory.arena_bytes`: the scratch block; None for engines that bring their own."""
+        return None if self.scratch is None else self.scratch.shape[0]
+
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
         """See `Memory.allocate`. Raises DeviceError where there is no room."""
         return DeviceBuffer(self._stream, shape, dtype)

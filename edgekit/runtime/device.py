@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
+import sysconfig
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,15 @@ from typing import Any
 from edgekit.bundle.manifest import Requirements, Target
 from edgekit.errors import DeviceError
 
-__all__ = ["cores", "describe", "other_than_target", "package_versions", "threads_here", "unmet"]
+__all__ = [
+    "cores",
+    "describe",
+    "other_than_target",
+    "package_versions",
+    "pip_refuses",
+    "threads_here",
+    "unmet",
+]
 
 ENGINE_PACKAGES = (
     "onnxruntime",
@@ -113,6 +123,12 @@ def unmet(requirements: Requirements, facts: dict[str, Any]) -> list[str]:
         if name in wanted and here not in wanted[name]:
             found.append(f"{name} {' or '.join(wanted[name])}; here it is {here}")
     return found
+
+
+def pip_refuses() -> bool:
+    """Whether pip installs nothing into this Python, for the system manages it (PEP 668)."""
+    marker = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
+    return sys.prefix == sys.base_prefix and marker.exists()
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:

@@ -6,7 +6,6 @@ stands for `/`, and leave out what is not there or cannot be read.
 """
 
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgekit.bundle.manifest import GpuTarget
+from edgekit.runtime import sysfs
+from edgekit.runtime.sysfs import CAPPED, COLDEST_C, ROOT, Clock
 
 __all__ = [
-    "Clock",
+    "MOST_ROUND_SPREAD",
     "Jetson",
     "PowerMode",
     "Rail",
     "Snapshot",
     "Tegrastats",
-    "conditions",
     "find",
     "input_rails",
     "jetpack_of",
@@ -30,13 +30,13 @@ __all__ = [
     "parse_nvpmodel_conf",
     "parse_release",
     "parse_tegrastats",
-    "program",
     "rails",
-    "snapshot",
     "throttling",
 ]
 
-ROOT = Path("/")
+MOST_ROUND_SPREAD = 0.025
+"""How far the rounds' speed-ups may lie apart on a Jetson, whose clocks can be held: what then
+moves them is heat, or work beside."""
 
 _JETPACK = {
     "35.1.0": "5.0.2",
@@ -82,13 +82,6 @@ https://docs.nvidia.com/jetson/archives/r36.4.3/DeveloperGuide/SD/PlatformPowerA
 and the same chapter for the other boards.
 """
 
-_CAPPED = 0.99
-"""A clock whose limit is below this share of the power mode's was lowered by something else: the
-steps between clocks are larger."""
-
-_COLDEST_C = -100
-"""A sensor whose part is off says -256."""
-
 _MOST_SECONDS = 5
 """How long `nvpmodel` may take; it answers at once, or waits for somebody to be asked."""
 
@@ -133,18 +126,6 @@ class Rail(NamedTuple):
         return int(self.voltage.read_bytes()) * int(self.current.read_bytes()) / 1000
 
 
-class Clock(NamedTuple):
-    """A clock in MHz: as it is, the least and the most that the kernel allows it just now.
-
-    `mode_mhz` is the most in this power mode, None where the mode sets no limit or is not known.
-    """
-
-    mhz: float
-    least_mhz: float
-    most_mhz: float
-    mode_mhz: float | None
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """A moment: degrees by zone, clocks by `gpu` and `cpu`, over-current events since boot.
@@ -163,12 +144,73 @@ class Jetson:
     """A board and its software; None for what its files do not tell.
 
     `release` is that of Jetson Linux, "36.4.3"; `jetpack` is "6.2", or "6" where only that is sure.
+    `root` stands for `/`.
     """
 
     model: str
     release: str | None
     jetpack: str | None
     power_mode: PowerMode | None
+    root: Path = ROOT
+
+    most_round_spread = MOST_ROUND_SPREAD
+    has_rails = True
+
+    def snapshot(self) -> Snapshot:
+        """Temperatures, clocks, events and alerts at this moment."""
+        root = self.root
+        limits = self.power_mode.limits if self.power_mode is not None else {}
+        clocks = {"gpu": _gpu_clock(limits, root), "cpu": _cpu_clock(limits, root)}
+        events = {
+            counter.name.removesuffix("_event_cnt"): count
+            for counter in sorted(root.glob("sys/class/hwmon/hwmon*/oc*_event_cnt"))
+            if (count := sysfs.number(counter)) is not None
+        }
+        # A fan is a cooling device, too, and so is a clock's governor, which no heat need have
+        # moved.
+        alerts = [
+            (sysfs.text(device / "type") or "").strip()
+            for device in sorted(root.glob("sys/class/thermal/cooling_device*"))
+            if (sysfs.text(device / "type") or "").strip().endswith("-alert")
+            and sysfs.number(device / "cur_state")
+        ]
+        return Snapshot(
+            sysfs.temperatures_c(root),
+            {name: clock for name, clock in clocks.items() if clock is not None},
+            events,
+            tuple(alerts),
+        )
+
+    def conditions(
+        self, seen: Sequence[Snapshot], target: GpuTarget | None = None
+    ) -> dict[str, Any]:
+        """What a run met between the first and the last of these, as plain data for its report.
+
+        `target` says which power modes the board may have.
+        """
+        power_modes = () if target is None else target.power_modes
+        first, last = seen[0], seen[-1]
+        mode = self.power_mode
+        notes = [
+            f"the {name.upper()}'s clock follows the load ({clock.least_mhz:.0f} to "
+            f"{clock.most_mhz:.0f} MHz); sudo jetson_clocks holds it at the power mode's maximum"
+            for name, clock in first.clocks.items()
+            if clock.least_mhz < CAPPED * (clock.mode_mhz or clock.most_mhz)
+        ]
+        if mode is not None and power_modes and mode.name != power_modes[0]:
+            notes.append(
+                f"the power mode is {mode.name}; {power_modes[0]} gives more (nvpmodel -m)"
+            )
+        return {
+            "board": self.model,
+            "jetson_linux": self.release,
+            "jetpack": self.jetpack,
+            "power_mode": mode.name if mode is not None else None,
+            "temperatures_c": {"before": first.temperatures_c, "after": last.temperatures_c},
+            "clocks": {"before": sysfs.plain(first.clocks), "after": sysfs.plain(last.clocks)},
+            "throttled": throttling(seen),
+            "notes": notes,
+        }
 
 
 def parse_release(text: str) -> str | None:
@@ -210,7 +252,7 @@ def parse_tegrastats(line: str) -> Tegrastats | None:
         temperatures_c={
             name: float(value)
             for name, value in degrees
-            if float(value) > _COLDEST_C and name != "PMIC"  # It has no sensor, and says 100 or 50.
+            if float(value) > COLDEST_C and name != "PMIC"  # It has no sensor, and says 100 or 50.
         },
         rails_mw={name: int(value) for name, value in powers},
     )
@@ -249,53 +291,25 @@ def input_rails(names: Sequence[str]) -> tuple[str, ...] | None:
 
 def find(root: Path = ROOT) -> Jetson | None:
     """The Jetson that this is, or None."""
-    model = (_text(root / "proc/device-tree/model") or "").strip("\0 \n")
-    release = parse_release(_text(root / "etc/nv_tegra_release") or "")
+    model = (sysfs.text(root / "proc/device-tree/model") or "").strip("\0 \n")
+    release = parse_release(sysfs.text(root / "etc/nv_tegra_release") or "")
     if release is None and "Jetson" not in model:
         return None
-    return Jetson(model, release, jetpack_of(release) if release else None, _power_mode(root))
+    jetpack = jetpack_of(release) if release else None
+    return Jetson(model, release, jetpack, _power_mode(root), root)
 
 
 def rails(root: Path = ROOT) -> list[Rail]:
     """The power rails that the INA3221 sensors measure, those without a label left out."""
     found = []
     for label in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in[1-3]_label")):
-        name = (_text(label) or "").strip()
+        name = (sysfs.text(label) or "").strip()
         channel = label.name[2]
         voltage, current = (label.with_name(f"{x}{channel}_input") for x in ("in", "curr"))
         # NC is a channel that is not connected.
         if name not in {"", "NC"} and voltage.exists() and current.exists():
             found.append(Rail(name, voltage, current))
     return found
-
-
-def snapshot(power_mode: PowerMode | None = None, root: Path = ROOT) -> Snapshot:
-    """Temperatures, clocks, events and alerts at this moment."""
-    limits = power_mode.limits if power_mode is not None else {}
-    temperatures_c = {}
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        name, degrees = _text(zone / "type"), _number(zone / "temp")
-        if name and degrees is not None and degrees / 1000 > _COLDEST_C:
-            temperatures_c[name.strip().removesuffix("-thermal")] = degrees / 1000
-    clocks = {"gpu": _gpu_clock(limits, root), "cpu": _cpu_clock(limits, root)}
-    events = {
-        counter.name.removesuffix("_event_cnt"): count
-        for counter in sorted(root.glob("sys/class/hwmon/hwmon*/oc*_event_cnt"))
-        if (count := _number(counter)) is not None
-    }
-    # A fan is a cooling device, too, and so is a clock's governor, which no heat need have moved.
-    alerts = [
-        (_text(device / "type") or "").strip()
-        for device in sorted(root.glob("sys/class/thermal/cooling_device*"))
-        if (_text(device / "type") or "").strip().endswith("-alert")
-        and _number(device / "cur_state")
-    ]
-    return Snapshot(
-        temperatures_c,
-        {name: clock for name, clock in clocks.items() if clock is not None},
-        events,
-        tuple(alerts),
-    )
 
 
 def throttling(seen: Sequence[Snapshot]) -> list[str]:
@@ -310,45 +324,9 @@ def throttling(seen: Sequence[Snapshot]) -> list[str]:
     for name, before in first.clocks.items():
         most = before.mode_mhz or before.most_mhz
         lowest = min(one.clocks[name].most_mhz for one in seen if name in one.clocks)
-        if lowest < _CAPPED * most:
+        if lowest < CAPPED * most:
             found.append(f"the {name.upper()}'s clock held at {lowest:.0f} of {most:.0f} MHz")
     return found
-
-
-def conditions(
-    jetson: Jetson, seen: Sequence[Snapshot], target: GpuTarget | None = None
-) -> dict[str, Any]:
-    """What a run met between the first and the last of these, as plain data for its report.
-
-    `target` says which power modes the board may have.
-    """
-    power_modes = () if target is None else target.power_modes
-    first, last = seen[0], seen[-1]
-    mode = jetson.power_mode
-    notes = [
-        f"the {name.upper()}'s clock follows the load ({clock.least_mhz:.0f} to "
-        f"{clock.most_mhz:.0f} MHz); sudo jetson_clocks holds it at the power mode's maximum"
-        for name, clock in first.clocks.items()
-        if clock.least_mhz < _CAPPED * (clock.mode_mhz or clock.most_mhz)
-    ]
-    if mode is not None and power_modes and mode.name != power_modes[0]:
-        notes.append(f"the power mode is {mode.name}; {power_modes[0]} gives more (nvpmodel -m)")
-    return {
-        "board": jetson.model,
-        "jetson_linux": jetson.release,
-        "jetpack": jetson.jetpack,
-        "power_mode": mode.name if mode is not None else None,
-        "temperatures_c": {"before": first.temperatures_c, "after": last.temperatures_c},
-        "clocks": {"before": _plain(first.clocks), "after": _plain(last.clocks)},
-        "throttled": throttling(seen),
-        "notes": notes,
-    }
-
-
-def program(name: str, root: Path = ROOT) -> str | None:
-    """Where a program of Jetson Linux lies, or None."""
-    places = ("usr/sbin", "usr/bin", "usr/local/bin")
-    return shutil.which(name, path=":".join(str(root / place) for place in places))
 
 
 def _core(text: str) -> tuple[int, int | None] | None:
@@ -357,18 +335,14 @@ def _core(text: str) -> tuple[int, int | None] | None:
     return found and (int(found[1]), int(found[2]) if found[2] else None)
 
 
-def _plain(clocks: dict[str, Clock]) -> dict[str, Any]:
-    return {name: clock._asdict() for name, clock in clocks.items()}
-
-
 def _power_mode(root: Path) -> PowerMode | None:
     """The mode that nvpmodel remembers, else the default one, else what `nvpmodel -q` says."""
-    modes, default = parse_nvpmodel_conf(_text(root / "etc/nvpmodel.conf") or "")
-    kept = re.search(r"pmode:([0-9]{1,4})", _text(root / "var/lib/nvpmodel/status") or "")
+    modes, default = parse_nvpmodel_conf(sysfs.text(root / "etc/nvpmodel.conf") or "")
+    kept = re.search(r"pmode:([0-9]{1,4})", sysfs.text(root / "var/lib/nvpmodel/status") or "")
     active = int(kept[1]) if kept else default
     if active in modes:
         return modes[active]
-    nvpmodel = program("nvpmodel", root)
+    nvpmodel = sysfs.program("nvpmodel", root)
     if nvpmodel is None:
         return None
     try:
@@ -391,51 +365,20 @@ def _gpu_clock(limits: dict[str, int | None], root: Path) -> Clock | None:
     for folder in sorted(root.glob("sys/class/devfreq/*")):
         if not known.fullmatch(folder.name):
             continue
-        hz = [_number(folder / f"{one}_freq") for one in ("cur", "min", "max")]
+        hz = [sysfs.number(folder / f"{one}_freq") for one in ("cur", "min", "max")]
         steps = [
             int(x)
-            for x in re.findall(r"[0-9]{1,19}", _text(folder / "available_frequencies") or "")
+            for x in re.findall(r"[0-9]{1,19}", sysfs.text(folder / "available_frequencies") or "")
         ]
         mode_hz = limits.get("GPU")
         if mode_hz is not None:  # The clock has steps, of which the mode need not name one.
             mode_hz = max((one for one in steps if one <= mode_hz), default=mode_hz)
-        return _clock(hz, mode_hz, 1e6)
+        return sysfs.clock(hz, mode_hz, 1e6)
     return None
 
 
 def _cpu_clock(limits: dict[str, int | None], root: Path) -> Clock | None:
-    """Of the fastest core: which one a program runs on, nobody knows."""
-    found = []
-    for folder in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq")):
-        now, least, most = (
-            _number(folder / f"scaling_{one}_freq") for one in ("cur", "min", "max")
-        )
-        if now is not None and least is not None and most is not None:
-            found.append((now, least, most))
-    if not found:
-        return None
     allowed = [limit for name, limit in limits.items() if name.startswith("CPU")]
     # One cluster without a limit is enough for the fastest core to have none.
     mode_khz = None if None in allowed else max(filter(None, allowed), default=None)
-    now, least, most = (max(column) for column in zip(*found, strict=True))
-    return _clock((now, least, most), mode_khz, 1e3)
-
-
-def _clock(now_least_most: Sequence[int | None], mode: int | None, unit: float) -> Clock | None:
-    now, least, most = now_least_most
-    if now is None or least is None or most is None:
-        return None
-    return Clock(now / unit, least / unit, most / unit, mode / unit if mode is not None else None)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> int | None:
-    """The whole number in a file of sysfs; None where there is none, or the part is off."""
-    found = re.fullmatch(r"\s*(-?[0-9]{1,19})\s*", _text(path) or "")
-    return int(found[1]) if found else None
+    return sysfs.cpu_clock(root, mode_khz)

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgekit.runtime import jetson, tensorrt_api
 from edgekit.runtime.engines import ENGINES
+from edgekit.runtime.sysfs import ROOT
 
 __all__ = ["Nvidia", "Python", "advice", "engines", "look", "refusal"]
 
@@ -87,7 +88,7 @@ class Nvidia:
         }
 
 
-def look(root: Path = jetson.ROOT, python: Python | None = None) -> Nvidia | None:
+def look(root: Path = ROOT, python: Python | None = None) -> Nvidia | None:
     """What there is under `root`, which stands for `/`, with this or another Python; or None."""
     board = jetson.find(root)
     cards = _cards(root)

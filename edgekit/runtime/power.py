@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.runtime import jetson
+from edgekit.runtime.sysfs import ROOT, program
 
 __all__ = ["INTERVAL_S", "MOST_GAP_S", "PowerMeter", "energy_mj", "find"]
 
@@ -129,7 +130,7 @@ class PowerMeter:
             self._cpu_s = time.thread_time()
 
 
-def find(root: Path = jetson.ROOT, interval_s: float = INTERVAL_S) -> PowerMeter | None:
+def find(root: Path = ROOT, interval_s: float = INTERVAL_S) -> PowerMeter | None:
     """A meter for the module's input: from its sensors, else from `tegrastats`; None without both.
 
     None, too, where nobody knows which of the rails make up the module's input.
@@ -139,10 +140,10 @@ def find(root: Path = jetson.ROOT, interval_s: float = INTERVAL_S) -> PowerMeter
     if names is not None:
         wanted = [next(rail for rail in rails if rail.name == name) for name in names]
         return PowerMeter(_Sensors(wanted, interval_s))
-    program = jetson.program("tegrastats", root)
-    if program is None:
+    tegrastats = program("tegrastats", root)
+    if tegrastats is None:
         return None
-    lines = _Lines(program, interval_s)
+    lines = _Lines(tegrastats, interval_s)
     if not lines.rails:
         lines.stop()
         lines.close()

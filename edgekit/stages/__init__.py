@@ -8,6 +8,7 @@ of what it takes and gives; the pipeline checks both, and each artifact's own `p
 import math
 import os
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "Step",
     "Tensors",
     "Tuned",
+    "blamed",
     "place_of",
 ]
 
@@ -54,6 +56,22 @@ def place_of(node: fx.Node) -> str:
     found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     theirs = [frame for frame in found if not frame[0].startswith(_OWN)]
     return f" ({Path(theirs[-1][0]).name}, line {theirs[-1][1]})" if theirs else ""
+
+
+def blamed(error: BaseException) -> str | None:
+    """The operator that a converter refused, and its place in the user's code; None if unclear.
+
+    It names a node of a graph of its own, if any; that it worked on the node says more.
+    """
+    nodes = [
+        value
+        for frame, _ in traceback.walk_tb((error.__cause__ or error).__traceback__)
+        for value in frame.f_locals.values()
+        if isinstance(value, fx.Node) and value.op == "call_function"
+    ]
+    if not nodes:
+        return None
+    return ".".join(str(nodes[-1].target).split(".")[:2]) + place_of(nodes[-1])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from edgekit.errors import BuildError, RecipeError
 from edgekit.recipe import Recipe
 from edgekit.runtime import preprocess
 from edgekit.runtime.chain import Chain
+from edgekit.runtime.memory import needed_bytes
 from edgekit.runtime.preprocess import Inputs
 from edgekit.stages import Part, Segments, Stage, StageResult, Step, Tuned
 from edgekit.target import Target
@@ -246,9 +247,8 @@ class Build(Stage[Tuned, Contents]):
     def _memory(self, segments: Segments[bytes]) -> dict[str, Any]:
         """Refuse a chain that the device cannot load; a note where it can, but not `bench`."""
         limit = self.target.memory_bytes
-        # Each file is read whole to be hashed, and stays; the engine makes a copy of its own.
-        chain_bytes = 2 * sum(len(part.program) for part in segments.chain)
-        bench_bytes = 2 * sum(len(part.program) for part in segments.parts())
+        chain_bytes = needed_bytes(len(part.program) for part in segments.chain)
+        bench_bytes = needed_bytes(len(part.program) for part in segments.parts())
         where = f"{self.target.name} has {(limit or 0) / 1e6:,.1f} MB"
         if limit is not None and chain_bytes > limit:
             raise BuildError(

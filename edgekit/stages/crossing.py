@@ -17,7 +17,7 @@ from torch import fx
 from edgekit.bundle.manifest import DTYPES
 from edgekit.limits import LIMITS
 
-__all__ = ["Layout", "fits", "layouts", "made_anew", "symbol", "turn"]
+__all__ = ["CHANNELS_LAST", "Layout", "fits", "is_map", "layouts", "made_anew", "symbol", "turn"]
 
 _SAME = 1e-3
 """How far the rows of two batches may differ and be one sample's: kernels round otherwise."""
@@ -28,6 +28,15 @@ _COPIES = {torch.ops.aten.clone.default, torch.ops.aten._unsafe_view.default}
 
 Turn = tuple[torch._ops.OpOverload, list[int]]
 """An operator, and its one argument behind the tensor."""
+
+CHANNELS_LAST: tuple[list[Turn], list[Turn]] = (
+    [(torch.ops.aten.permute.default, [0, 2, 3, 1])],
+    [(torch.ops.aten.permute.default, [0, 3, 1, 2])],
+)
+"""What lays feature maps out as some engines have them, `[batch, height, width, channels]`."""
+
+_SENT = "edgekit_sent"
+"""Marks, among what is known of a node, that it was made to cross."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +105,21 @@ def layouts(node: fx.Node, batch: object) -> list[Layout]:
     return [Layout(dim, (-1, int(times))), Layout(dim, (int(times), -1))]
 
 
-def fits(node: fx.Node, batch: object) -> bool:
-    """Whether a tensor can cross as it is: the batch in front, and fixed sizes after it."""
-    return layouts(node, batch) == [Layout(0)]
+def fits(node: fx.Node, batch: object, *, channels_last: bool = False) -> bool:
+    """Whether a tensor can cross as it is: the batch in front, and fixed sizes after it.
+
+    With `channels_last`, a feature map only where it was turned for that.
+    """
+    turned = not channels_last or _SENT in node.meta or not is_map(node)
+    return turned and layouts(node, batch) == [Layout(0)]
 
 
 def made_anew(
-    owners: Sequence[set[fx.Node]], free: set[fx.Node], batch: object
+    owners: Sequence[set[fx.Node]],
+    free: set[fx.Node],
+    batch: object,
+    *,
+    channels_last: bool = False,
 ) -> list[set[fx.Node]]:
     """Per part, the views of earlier parts' tensors that it makes itself, instead of reading them.
 
@@ -123,7 +140,7 @@ def made_anew(
 
     def cost(sent: Iterable[fx.Node]) -> tuple[int, int]:
         once = set(sent)
-        misfits = sum(not fits(node, batch) for node in once)
+        misfits = sum(not fits(node, batch, channels_last=channels_last) for node in once)
         # The source of views that someone reads as it is crosses in any case.
         return misfits, sum(_bytes(node) for node in once if chains.get(node) != [node])
 
@@ -139,17 +156,24 @@ def made_anew(
     return result
 
 
-def turn(
-    graph: fx.Graph, node: fx.Node, layout: Layout, later: Callable[[fx.Node], bool]
-) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Let the users that are `later` read a tensor by way of one with the batch in front.
+def is_map(node: fx.Node) -> bool:
+    """Whether a tensor may be a feature map: floats `[batch, channels, height, width]`."""
+    value = node.meta["val"]
+    return value.dim() == 4 and value.is_floating_point()
 
-    Changes the graph in place, but nothing that it computes. Returns the new nodes that bring the
-    batch to the front, and those that take it back.
+
+def turn(
+    graph: fx.Graph,
+    node: fx.Node,
+    steps: tuple[list[Turn], list[Turn]],
+    later: Callable[[fx.Node], bool],
+) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Let the users that are `later` read a tensor by way of another layout.
+
+    `steps` are the operators that lead there, and back (`Layout.steps`, `CHANNELS_LAST`). Changes
+    the graph in place, but nothing that it computes. Returns the new nodes of either way.
     """
-    there, back = layout.steps(
-        [-1 if symbol(size) else size for size in node.meta["val"].shape],
-    )
+    there, back = steps
     users = [user for user in node.users if later(user)]
     made = []
     last = node
@@ -162,8 +186,13 @@ def turn(
             new.meta["val"] = operator(last.meta["val"], argument)
         made.append(new)
         last = new
+        if len(made) == len(there):
+            new.meta[_SENT] = True
     for user in users:
         user.replace_input_with(node, last)
+    for one in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        # A turned tensor lies otherwise in memory, and a view of it there may be none.
+        one.target = torch.ops.aten.reshape.default
     return made[: len(there)], made[len(there) :]
 
 

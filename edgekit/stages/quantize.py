@@ -18,7 +18,7 @@ from edgekit.bundle.manifest import Input, Policy
 from edgekit.check import chain_of, never
 from edgekit.data import Split, first_of
 from edgekit.errors import BuildError, RecipeError
-from edgekit.recipe import Recipe, check_precision
+from edgekit.recipe import CALIBRATED, Recipe, check_precision
 from edgekit.runtime.criteria import Walk
 from edgekit.runtime.preprocess import Inputs, Sample, arrays_of
 from edgekit.stages import Part, Segments, Stage, StageResult, Step
@@ -36,6 +36,9 @@ _BEYOND = 0.25
 
 _ALIKE = 0.01
 """Samples that differ from the first by less than this share of their range say nothing new."""
+
+_FLOAT = frozenset({"fp16", "int8-weights"})
+"""Precisions that only numbers are kept in, and in which nothing is computed on integers."""
 
 _ROUNDING = 1e-4
 """How far an input may lie outside its range, as a share of it: arithmetic elsewhere may round."""
@@ -81,7 +84,7 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
         if self.target.precision in self.backend.wants_features:
             step("calibration data")
             calibration = self._calibration(artifact.inputs)
-        if calibration is not None and self.target.precision == "int8":
+        if calibration is not None and self.target.precision in CALIBRATED:
             notes["calibration_samples"] = len(calibration.split)
             warnings += calibration_doubts(
                 calibration.split, calibration.inputs, self._others(len(calibration.split))
@@ -111,7 +114,7 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
                     given.tensors[tensor] = replace(given.tensors[tensor], dtype=crossing.dtype)
         given = given.lowered(programs)
         notes["size_bytes"] = {name: len(program) for name, program in programs.items()}
-        if self.target.precision != "fp16":
+        if self.target.precision not in _FLOAT:
             step("integer share")
             notes["integer_share"] = self._integer_share(artifact, given)
         if warnings:
@@ -121,7 +124,7 @@ class Quantize(Stage[Segments[bytes], Segments[bytes]]):
     def _calibration(self, tensors: Mapping[str, str]) -> "_Calibration":
         options = self.recipe.quantize
         check_precision(self.recipe, self.target.name, self.target.precision)
-        reached = options.features == "reached" and self.target.precision == "int8"
+        reached = options.features == "reached" and self.target.precision in CALIBRATED
         return _Calibration(
             # INT8 has its own, as was just checked; for float16 any samples will do.
             first_of(self.splits, "calibration", "tuning", "test").subset(options.samples),

@@ -19,7 +19,15 @@ from edgekit.bundle.manifest import DTYPES, TensorSpec, boundaries
 from edgekit.errors import ModelError
 from edgekit.runtime.preprocess import by_name
 from edgekit.stages import Exported, Part, Segments, Stage, StageResult, Step, place_of
-from edgekit.stages.crossing import Layout, fits, layouts, made_anew, symbol, turn
+from edgekit.stages.crossing import (
+    CHANNELS_LAST,
+    Layout,
+    fits,
+    layouts,
+    made_anew,
+    symbol,
+    turn,
+)
 
 __all__ = ["Split", "assign", "cut"]
 
@@ -31,6 +39,10 @@ class Split(Stage[Exported, Segments[fx.GraphModule]]):
     requires = Exported
     ensures = Segments
 
+    def __init__(self, *, channels_last: bool = False) -> None:
+        """With `channels_last` feature maps cross so that no engine with that order turns them."""
+        self.channels_last = channels_last
+
     def __call__(self, artifact: Exported, step: Step) -> StageResult[Segments[fx.GraphModule]]:
         """Raises ModelError for an exit that cannot stand where the recipe puts it."""
         artifact = _with_own_confidences(artifact)
@@ -39,7 +51,8 @@ class Split(Stage[Exported, Segments[fx.GraphModule]]):
         each = [[index] for index in range(len(exits))]
         names = [f"segment-{index + 1}" for index in range(len(exits))]
         greatest: dict[str, tuple[int, ...]] = {}
-        chain = _parts(artifact, each, names, tensors, greatest)
+        last = self.channels_last
+        chain = _parts(artifact, each, names, tensors, greatest, channels_last=last)
         (whole,) = _parts(artifact, [list(range(len(exits)))], ["whole"], tensors, greatest)
         (plain,) = _parts(artifact, [[len(exits) - 1]], ["plain"], tensors, greatest)
         inputs = {name: node.name for name, node in artifact.sources().items()}
@@ -156,18 +169,20 @@ def _parts(
     names: Sequence[str],
     tensors: dict[str, TensorSpec],
     greatest: dict[str, tuple[int, ...]],
+    *,
+    channels_last: bool = False,
 ) -> list[Part[fx.GraphModule]]:
     """The network in as many parts as there are groups.
 
     Adds their tensors to `tensors`, and the shapes that those have of one sample to `greatest`.
     """
-    root, owners, free = _prepared(exported, groups)
+    root, owners, free = _prepared(exported, groups, channels_last=channels_last)
     graph = root.graph
     count = len(exported.exits)
     all_logits, given = _outputs(graph)[:count], _outputs(graph)[count:]
     sources = exported.sources(graph)
     batch = symbol(next(iter(sources.values())).meta["val"].shape[0])
-    anew = made_anew(owners, free, batch)
+    anew = made_anew(owners, free, batch, channels_last=channels_last)
     held = [mine | views for mine, views in zip(owners, anew, strict=True)]
     # FlopCounterMode needs real tensors to run on; each part takes what the parts before it gave.
     values = {sources[name]: one for name, one in by_name(exported.sample).items()}
@@ -235,11 +250,12 @@ _FLOPS = {torch.ops.aten.mkldnn_rnn_layer: _recurrent}
 
 
 def _prepared(
-    exported: Exported, groups: Sequence[Sequence[int]]
+    exported: Exported, groups: Sequence[Sequence[int]], *, channels_last: bool
 ) -> tuple[fx.GraphModule, list[set[fx.Node]], set[fx.Node]]:
     """The graph with what crosses turned to have the batch in front; who owns what; what is free.
 
-    Where nothing need be turned, it is the exported graph, node for node.
+    With `channels_last`, feature maps that cross are turned to have their channels last. Where
+    nothing need be turned, it is the exported graph, node for node.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(exported.graph.graph, {}))
@@ -247,19 +263,24 @@ def _prepared(
     owners = assign(graph, exported.exits, groups, free)
     sources = exported.sources(graph)
     batch = symbol(next(iter(sources.values())).meta["val"].shape[0])
-    anew = made_anew(owners, free, batch)
+    anew = made_anew(owners, free, batch, channels_last=channels_last)
     held = [mine | views for mine, views in zip(owners, anew, strict=True)]
     root = fx.GraphModule(exported.graph, graph)
     given = {sources[name]: one for name, one in by_name(exported.sample).items()}
     for index, mine in enumerate(owners):
         crossing = [node for node in graph.nodes if node in mine and _read(node, held[index + 1 :])]
         for node in crossing:
-            if fits(node, batch):
+            if fits(node, batch, channels_last=channels_last):
                 continue
-            layout = _layout(root, node, free, batch, given)
-            if layout is None:
-                continue  # `_spec` refuses it.
-            there, back = turn(graph, node, layout, lambda user: user not in mine)  # noqa: B023
+            if fits(node, batch):
+                steps = CHANNELS_LAST
+            else:
+                layout = _layout(root, node, free, batch, given)
+                if layout is None:
+                    continue  # `_spec` refuses it.
+                shape = node.meta["val"].shape
+                steps = layout.steps([-1 if symbol(size) else size for size in shape])
+            there, back = turn(graph, node, steps, lambda user: user not in mine)  # noqa: B023
             mine.update(there)
             first = next(one for one in owners if any(user in one for user in back[-1].users))
             first.update(back)

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from edgekit.runtime import nvidia
+from edgekit.runtime import board, nvidia, raspberrypi
 from edgekit.runtime.device import describe
 from tests.runtime import boards
 
@@ -234,6 +234,20 @@ def test_bench_prints_energy_where_a_boards_power_can_be_read(
     assert re.search(r"^to second +[0-9.]+ +-?[0-9.]+ +5\.00 ", ended.out, re.MULTILINE)
 
 
+def test_bench_says_what_a_raspberry_pi_met_and_what_each_holds(
+    cli, built_tiny, tmp_path, monkeypatch
+):
+    pi = board.find(boards.raspberry_pi(tmp_path, throttled="0x50005", governor="ondemand"))
+    monkeypatch.setattr("edgekit.runtime.bench.board.find", lambda _: pi)
+    ended = cli("bench", built_tiny, "--rounds", "1")
+    assert ended.code == 0
+    assert "governor ondemand, 48 to 48 degrees\n" in ended.out
+    assert "Note: the clock follows the load (governor ondemand); echo performance" in ended.out
+    assert "the board was throttled: low voltage, against which a power supply" in ended.out
+    assert re.search(r"Memory that each adds, loaded and run once: .*chain [0-9.]+ MB", ended.out)
+    assert re.search(r"All of this process: [0-9.]+ MB at most", ended.out)
+
+
 def test_doctor_finds_what_the_tests_run_on(cli):
     ended = cli("doctor", "--json", "-")
     assert ended.code == 0
@@ -268,6 +282,73 @@ def test_doctor_says_what_a_jetson_is_and_what_it_lacks(cli, on_board):
     assert report["nvidia"]["power_mode"] == "MAXN_SUPER"
     assert report["nvidia"]["refusal"] is None
     assert "use TensorRT: sudo apt install python3-libnvinfer" in report["advice"]
+
+
+@pytest.fixture
+def on_pi(monkeypatch, tmp_path):
+    """Doctor looks at the Raspberry Pi of this folder."""
+    find = functools.partial(raspberrypi.find, tmp_path)
+    monkeypatch.setattr("edgekit.cli.doctor.raspberrypi.find", find)
+    return tmp_path
+
+
+def test_doctor_says_how_a_raspberry_pi_is_and_what_mends_it(cli, on_pi):
+    boards.raspberry_pi(on_pi, throttled="0x50000", governor="ondemand")
+    ended = cli("doctor", "--json", "-")
+    assert ended.code == 0
+    for line in (
+        "governor  ondemand",
+        "clock     1500 of 1800 MHz",
+        "heat      48 degrees",
+        "throttled low voltage, throttled",
+    ):
+        assert f"{line}\n" in ended.err
+    assert "To hold the clock while you measure (its governor is ondemand): echo perf" in ended.err
+    assert "To end the low voltage that was seen since boot: a power supply" in ended.err
+    report = json.loads(ended.out)
+    assert report["raspberry_pi"] == {
+        "board": "Raspberry Pi 4 Model B Rev 1.5",
+        "governor": "ondemand",
+        "temperatures_c": {"cpu": 48.312},
+        "clock_mhz": 1500.398464,
+        "throttled_bits": "0x50000",
+        "throttled_since_boot": ["low voltage", "throttled"],
+    }
+
+
+def test_doctor_finds_nothing_to_mend_on_a_raspberry_pi_that_is_well(cli, on_pi):
+    boards.raspberry_pi(on_pi)
+    ended = cli("doctor", "--json", "-")
+    assert "throttled not since boot\n" in ended.err
+    assert json.loads(ended.out)["advice"] == []
+
+
+def test_doctor_sends_a_32_bit_raspberry_pi_to_the_64_bit_system_and_not_to_pip(
+    cli, on_pi, monkeypatch
+):
+    boards.raspberry_pi(on_pi)
+    monkeypatch.setattr("edgekit.cli.doctor.struct.calcsize", lambda _: 4)
+    monkeypatch.setattr("edgekit.cli.doctor.nvidia.engines", lambda _: [])
+    ended = cli("doctor")
+    assert ended.code == 4
+    assert "write the 64-bit Raspberry Pi OS to its card" in ended.out
+    assert "To run bundles: pip install" not in ended.out
+
+
+def test_doctor_says_where_a_chain_finds_too_little_memory(cli, built_tiny, monkeypatch):
+    monkeypatch.setattr("edgekit.cli.doctor.memory.available_bytes", lambda: 1000)
+    ended = cli("doctor", built_tiny, "--json", "-")
+    assert "To load its chain, which needs 0.1 MB (twice its files' size) where 0.0" in ended.err
+    report = json.loads(ended.out)
+    sizes = [one.stat().st_size for one in (built_tiny / "segments").iterdir()]
+    assert (report["available_bytes"], report["needed_bytes"]) == (1000, 2 * sum(sizes))
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_doctor_names_the_venv_where_pip_would_be_refused(cli, monkeypatch, refuses):
+    monkeypatch.setattr("edgekit.cli.doctor.pip_refuses", lambda: refuses)
+    monkeypatch.setattr("edgekit.cli.doctor.nvidia.engines", lambda _: [])
+    assert ("python3 -m venv ~/edgekit" in cli("doctor").out) is refuses
 
 
 def test_doctor_says_what_cuda_says_of_the_gpu(cli, on_board, monkeypatch):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data/jetson"
+PI_DATA = Path(__file__).parent / "data/raspberrypi"
 
 RELEASES = {"36.4.7": 1, "36.4.3": 2, "38.4.0": 3, "38.2.0": 4}
 """Which line of the recorded ones is of a release of Jetson Linux."""
@@ -96,3 +97,34 @@ def agx_orin(root: Path) -> Path:
             **rail("1-0041", 2, "VDDQ_VDD2_1V8AO", 1800, 341),
         },
     )
+
+
+VCGENCMD = """case "$1" in
+measure_clock) echo "frequency(48)=$(cat {root}/firmware/hz)" ;;
+measure_temp) echo "temp=48.3'C" ;;
+get_throttled) echo "throttled=$(cat {root}/firmware/throttled)" ;;
+esac"""
+
+
+def raspberry_pi(root: Path, *, throttled: str = "0x0", governor: str = "performance") -> Path:
+    """A Raspberry Pi 4, whose clock the firmware holds at 1.5 of the 1.8 GHz that are wished for.
+
+    The firmware's answers lie in `firmware/`, to be changed.
+    """
+    policy = "sys/devices/system/cpu/cpu{}/cpufreq/scaling_{}"
+    lay(
+        root,
+        {
+            "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.5\0",
+            "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+            "sys/class/thermal/thermal_zone0/temp": 48312,
+            **{policy.format(n, "cur_freq"): 1800000 for n in range(4)},
+            **{policy.format(n, "min_freq"): 600000 for n in range(4)},
+            **{policy.format(n, "max_freq"): 1800000 for n in range(4)},
+            **{policy.format(n, "governor"): governor for n in range(4)},
+            "firmware/throttled": throttled,
+            "firmware/hz": 1500398464,
+        },
+    )
+    program(root, "vcgencmd", VCGENCMD.format(root=root))
+    return root

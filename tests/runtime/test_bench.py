@@ -11,9 +11,9 @@ import pytest
 from edgekit.bundle.manifest import Policy
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
+from edgekit.runtime import jetson
 from edgekit.runtime.bench import (
     MOST_ROUND_SPREAD,
-    MOST_ROUND_SPREAD_JETSON,
     _doubts,
     _Measured,
     bench,
@@ -50,7 +50,7 @@ def test_a_report_has_every_key(measured: Report) -> None:
         *("bundle_id", "name", "target", "engine", "precision", "threads", "samples", "rounds"),
         *("clock", "latency_ms", "accuracy", "exits", "segments", "plain", "whole", "full_depth"),
         *("beside", "speedup", "full_depth_ratio", "efficiency", "valid", "reasons", "device"),
-        *("energy", "conditions", "verdict"),
+        *("energy", "memory", "conditions", "verdict"),
     }
     assert measured["latency_ms"].keys() == LATENCY
     for name in ("plain", "whole", "full_depth"):
@@ -65,6 +65,17 @@ def test_a_report_has_every_key(measured: Report) -> None:
         assert quantiles[0] <= exit["cumulative_ms"]["mean"] <= quantiles[-1]
     for segment in measured["segments"]:
         assert segment.keys() == {"name", "sha256", "latency_ms", "p90_ms"}
+
+
+def test_a_report_says_what_memory_each_holds_and_what_nobody_tells(measured: Report) -> None:
+    memory = measured["memory"]
+    assert memory.keys() == {*("resident_bytes", "peak_bytes", "engine", "chain", "plain", "whole")}
+    assert 0 < memory["resident_bytes"] <= memory["peak_bytes"]
+    assert memory["engine"]["growth_bytes"] is None  # Earlier tests have loaded it.
+    for name in ("chain", "plain", "whole"):
+        assert memory[name].keys() == {"growth_bytes", "arena_bytes"}
+        assert 0 <= memory[name]["growth_bytes"] < memory["resident_bytes"]
+        assert memory[name]["arena_bytes"] is None  # ONNX Runtime tells Python of none.
 
 
 def test_a_report_is_plain_data(measured: Report) -> None:
@@ -265,8 +276,30 @@ def test_rounds_may_differ_less_on_a_board_whose_clocks_can_be_held() -> None:
         for name, latency in (("plain", plain), ("chain", chain))
     }
     assert _doubts(measured, 1.0, MOST_ROUND_SPREAD, vary=False) == []
-    (reason,) = _doubts(measured, 1.0, MOST_ROUND_SPREAD_JETSON, vary=False)
+    (reason,) = _doubts(measured, 1.0, jetson.MOST_ROUND_SPREAD, vary=False)
     assert reason.startswith("the rounds' speed-ups lie 4% apart")
+
+
+def test_a_raspberry_pi_that_was_throttled_meanwhile_makes_the_run_invalid(
+    bundle: Bundle, data: tuple[Array, Array], tmp_path: Path
+) -> None:
+    bits = boards.raspberry_pi(tmp_path, governor="ondemand") / "firmware/throttled"
+
+    def step(text: str) -> None:
+        if text == "round 2 of 2":
+            bits.write_text("0x50005\n")
+
+    report = bench(bundle, *data, rounds=2, root=tmp_path, step=step)
+    assert json.loads(json.dumps(report)) == report
+    reasons = "; ".join(report["reasons"])
+    assert "the board was throttled: low voltage, against which a power supply" in reasons
+    assert report["valid"] is False
+    met = report["conditions"]
+    assert met["throttled_bits"] == {"before": "0x0", "after": "0x50005", "source": "vcgencmd"}
+    # It has no rails to be read: that is no fault to be told of.
+    (note,) = met["notes"]
+    assert note.startswith("the clock follows the load (governor ondemand)")
+    assert report["energy"] is None
 
 
 def test_rails_that_fail_are_told_and_the_times_are_kept(

@@ -134,7 +134,9 @@ def test_scratch_grows_to_the_greatest_need_and_the_smaller_block_goes_first(
 ) -> None:
     gpu.size = 1000
     memory = memory_on(gpu)
+    assert memory.arena_bytes is None
     memory.demand_scratch(400)
+    assert memory.arena_bytes == 400
     first = memory.scratch_changes
     memory.demand_scratch(300)
     assert memory.scratch_changes == first

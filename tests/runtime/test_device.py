@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from edgekit.bundle.manifest import GpuTarget, Requirements, Target
-from edgekit.runtime.device import describe, other_than_target, package_versions, unmet
+from edgekit.runtime.device import (
+    describe,
+    other_than_target,
+    package_versions,
+    pip_refuses,
+    unmet,
+)
 
 
 def test_a_machine_is_described_in_plain_data() -> None:
@@ -173,3 +179,15 @@ def test_a_board_whose_device_tree_is_hidden_is_known_by_its_cpuinfo(monkeypatch
     monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
     monkeypatch.setattr(Path, "read_text", lambda path, **options: files[str(path)])
     assert describe()["cpu"] == "Raspberry Pi 4 Model B Rev 1.4"
+
+
+def test_pip_refuses_where_the_system_manages_its_python_and_not_in_a_venv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("sys.prefix", sys.base_prefix)
+    assert not pip_refuses()
+    (tmp_path / "EXTERNALLY-MANAGED").touch()
+    assert pip_refuses()
+    monkeypatch.setattr("sys.prefix", "/home/pi/edgekit")
+    assert not pip_refuses()

@@ -207,7 +207,7 @@ def test_rails_are_those_that_are_connected(tmp_path: Path) -> None:
 def taken(root: Path) -> jetson.Snapshot:
     found = jetson.find(root)
     assert found is not None
-    return jetson.snapshot(found.power_mode, root)
+    return found.snapshot()
 
 
 def test_a_snapshot_tells_temperatures_clocks_and_events(tmp_path: Path) -> None:
@@ -284,9 +284,9 @@ def test_a_limit_between_two_steps_of_a_clock_is_the_lower_one(tmp_path: Path) -
 def test_clocks_that_follow_the_load_are_noted_with_the_way_to_hold_them(tmp_path: Path) -> None:
     board = jetson.find(boards.orin_nano(tmp_path))
     assert board is not None
-    assert jetson.conditions(board, [taken(tmp_path)])["notes"] == []
+    assert board.conditions([taken(tmp_path)])["notes"] == []
     boards.lay(tmp_path, {"sys/class/devfreq/17000000.gpu/min_freq": 306000000})
-    (note,) = jetson.conditions(board, [taken(tmp_path)])["notes"]
+    (note,) = board.conditions([taken(tmp_path)])["notes"]
     assert note == (
         "the GPU's clock follows the load (306 to 1020 MHz); sudo jetson_clocks holds it at the "
         "power mode's maximum"
@@ -301,4 +301,4 @@ def test_files_with_nonsense_are_left_out(tmp_path: Path) -> None:
     found = jetson.find(tmp_path)
     assert found is not None
     assert (found.release, found.power_mode) == (None, None)
-    assert jetson.snapshot(None, tmp_path) == jetson.Snapshot({}, {}, {}, ())
+    assert found.snapshot() == jetson.Snapshot({}, {}, {}, ())

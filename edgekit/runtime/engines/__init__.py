@@ -24,6 +24,13 @@ Buffer = Any
 class Memory(Protocol):
     """Where an engine's tensors live. `rows` counts samples, from the first."""
 
+    @property
+    def arena_bytes(self) -> int | None:
+        """What the engines of this memory hold to compute in, beside their tensors and weights.
+
+        None where they do not tell.
+        """
+
     def allocate(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         """A buffer for a tensor of this shape, batch first."""
 
@@ -70,6 +77,9 @@ class Engine(Protocol):
 class HostMemory:
     """The memory of engines that compute on the CPU: numpy arrays."""
 
+    arena_bytes: int | None = None
+    """Neither ONNX Runtime nor LiteRT tells Python of its own."""
+
     def allocate(self, shape: tuple[int, ...], dtype: str) -> Array:
         """An array; zeroed, so that its pages are there before the first run is timed."""
         return np.zeros(shape, dtype)
@@ -100,6 +110,7 @@ ENGINES = {
     "onnxruntime": "edgekit.runtime.engines.onnxruntime",
     "onnxruntime-cuda": "edgekit.runtime.engines.onnxruntime_cuda",
     "tensorrt": "edgekit.runtime.engines.tensorrt",
+    "litert": "edgekit.runtime.engines.litert",
 }
 """The module of each engine; it is imported when the first segments are loaded."""
 

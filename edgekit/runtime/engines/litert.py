@@ -1,0 +1,143 @@
+"""LiteRT (TensorFlow Lite) on the CPU: `ai-edge-litert`, or `tflite-runtime` where only that is.
+
+A segment's file is of one sample. Batches run in groups of a fixed size, each with an interpreter
+of its own that is made when it is first needed, where the file says that its batch may be another
+(`shape_signature`), and one by one where it does not: XNNPACK takes no sizes that vary.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+from edgekit.errors import DeviceError
+from edgekit.runtime.engines import Array, HostMemory
+
+try:
+    from ai_edge_litert.interpreter import Interpreter
+
+    _PACKAGE = "ai-edge-litert"
+except ImportError:
+    from tflite_runtime.interpreter import Interpreter
+
+    _PACKAGE = "tflite-runtime"
+
+__all__ = ["GROUP_ROWS", "LiteRTEngine", "load", "unannounced"]
+
+GROUP_ROWS = 8
+"""Samples of a batch that run at once: enough to share what a call costs, whatever the batch."""
+
+_MEMORY = HostMemory()
+
+
+class LiteRTEngine:
+    """A segment in interpreters: of one sample, and of `GROUP_ROWS` once there are so many."""
+
+    memory = _MEMORY
+    version = f"{_PACKAGE} {version(_PACKAGE)}"
+
+    def __init__(self, content: bytes, name: str, threads: int) -> None:
+        self._content = content
+        self._name = name
+        self._threads = threads
+        self._interpreters: dict[int, Any] = {}
+        runner = self._interpreter(1).get_signature_runner()
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        # By the signature's names: the order of a file's inputs and outputs is the converter's.
+        self._places = {key: one["index"] for key, one in (inputs | outputs).items()}
+        signatures = [one["shape_signature"] for one in inputs.values()]
+        self.runs_groups = all(len(one) and one[0] == -1 for one in signatures)
+
+    def bind(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int
+    ) -> Callable[[], None]:
+        """See `Engine.bind`."""
+        runs = []
+        start = 0
+        while start < rows:
+            size = GROUP_ROWS if self.runs_groups and rows - start >= GROUP_ROWS else 1
+            interpreter = self._interpreter(size)
+            given, wanted = (
+                [(self._places[key], array[start : start + size]) for key, array in arrays.items()]
+                for arrays in (inputs, outputs)
+            )
+            runs.append(self._bound(interpreter, given, wanted))
+            start += size
+        if len(runs) == 1:
+            return runs[0]
+
+        def call() -> None:
+            for run in runs:
+                run()
+
+        return call
+
+    def shapes(self, inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        """See `Engine.shapes`."""
+        raise DeviceError(f"{self._name}: LiteRT runs samples of one size")
+
+    def _interpreter(self, rows: int) -> Any:
+        """The interpreter of so many samples."""
+        if rows not in self._interpreters:
+            try:
+                # Of content the structure is verified; of a file's path it would not be.
+                made = Interpreter(model_content=self._content, num_threads=self._threads)
+                if rows > 1:
+                    for one in made.get_input_details():
+                        made.resize_tensor_input(one["index"], [rows, *one["shape"][1:]])
+                made.allocate_tensors()
+            except (RuntimeError, ValueError) as error:
+                raise DeviceError(_refusal(self._name, error)) from None
+            self._interpreters[rows] = made
+        return self._interpreters[rows]
+
+    def _bound(
+        self, interpreter: Any, given: list[tuple[int, Array]], wanted: list[tuple[int, Array]]
+    ) -> Callable[[], None]:
+        write, run, read, name = (
+            interpreter.set_tensor,
+            interpreter.invoke,
+            interpreter.tensor,
+            self._name,
+        )
+        # A view into the interpreter is made anew each time: while one is held, it will not run.
+        reads = [(read(place), array) for place, array in wanted]
+
+        def call() -> None:
+            try:
+                for place, array in given:
+                    write(place, array)
+                run()
+                for view, array in reads:
+                    array[...] = view()
+            except (RuntimeError, ValueError) as error:
+                raise DeviceError(_refusal(name, error)) from None
+
+        return call
+
+
+def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[LiteRTEngine]:
+    """An engine for each TFLite model. Raises DeviceError where LiteRT refuses one."""
+    with unannounced():
+        return [LiteRTEngine(content, name, threads) for name, content in segments]
+
+
+@contextmanager
+def unannounced() -> Iterator[None]:
+    """Inside, nothing reaches standard error, on which LiteRT announces what it does, unasked.
+
+    What goes wrong comes as an exception as well.
+    """
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _refusal(name: str, error: Exception) -> str:
+    return f"{_PACKAGE} refuses {name}: {str(error).strip().partition(chr(10))[0]}"
