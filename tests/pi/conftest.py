@@ -16,7 +16,7 @@ from tests.conftest import ROOT, Ended, digits_for, once
 from tests.pi.counting import Counts, count
 from tests.pi.emulated import NotHere, Pi, edgekit_of, emulated_pi
 
-TARGETS = {"onnxruntime": "rpi4b"}
+TARGETS = {"onnxruntime": "rpi4b", "litert": "rpi4b-litert"}
 """What is built for a Raspberry Pi 4B, by engine."""
 
 SAMPLES = sorted((ROOT / "recipes/digits/samples").glob("*.png"))
@@ -91,6 +91,22 @@ def digits(engine: str, tmp_path_factory: pytest.TempPathFactory) -> OnPi:
     """The bundle of recipes/digits, and a Pi to run it."""
     build = lambda: digits_for(tmp_path_factory, TARGETS[engine])  # noqa: E731
     return on_pi(engine, build, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def resnet18(engine: str, tmp_path_factory: pytest.TempPathFactory) -> OnPi:
+    """The bundle of benchmarks/resnet18, and a Pi to run it: for tests that may take minutes."""
+
+    def make(folder: Path) -> None:
+        from edgekit.pipeline import build
+        from edgekit.recipe import load_recipe
+        from edgekit.target import load_target
+
+        recipe = load_recipe(str(ROOT / "benchmarks/resnet18/recipe.yaml"))
+        build(recipe, load_target(TARGETS[engine], {"threads": 1}), folder)
+
+    name = f"built-resnet18-{TARGETS[engine]}"
+    return on_pi(engine, lambda: once(tmp_path_factory, name, make), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,7 @@
 
 import pytest
 
-from edgekit.pipeline import build
-from edgekit.recipe import load_recipe
-from edgekit.target import load_target
-from tests.conftest import ROOT, once
-from tests.pi.conftest import SAMPLES, TARGETS, Commands, OnPi, on_host, on_pi
+from tests.pi.conftest import SAMPLES, Commands, OnPi, on_host
 
 
 def assert_verified_alike(pi, host):
@@ -60,13 +56,7 @@ def assert_measured_alike(pi, host):
 
 
 @pytest.mark.slow
-def test_a_pi_decides_on_large_images_as_the_host_does(engine, cli, tmp_path_factory, tmp_path):
-    def make(folder):
-        recipe = load_recipe(str(ROOT / "benchmarks/resnet18/recipe.yaml"))
-        build(recipe, load_target(TARGETS[engine], {"threads": 1}), folder)
-
-    name = f"built-resnet18-{TARGETS[engine]}"
-    resnet18 = on_pi(engine, lambda: once(tmp_path_factory, name, make), tmp_path_factory)
+def test_a_pi_decides_on_large_images_as_the_host_does(resnet18: OnPi, cli, tmp_path):
     bundle = resnet18.bundle
     golden = sorted(map(str, (bundle / "golden").glob("*.npy")))
     commands = {"verify": [str(bundle)], "run": [str(bundle), *golden]}
