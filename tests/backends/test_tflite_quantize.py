@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgekit.backends import Crossing
 from edgekit.backends.litert import LiteRTBackend
 from edgekit.backends.tflite_graph import Graph
-from edgekit.backends.tflite_lower import without_transposes
+from edgekit.backends.tflite_lower import batch_freed, without_transposes
 from edgekit.backends.tflite_quantize import step_of, to_lower
 from edgekit.errors import BuildError
 from edgekit.recipe import Quantize
@@ -153,6 +153,19 @@ def test_the_file_is_the_same_each_time_and_says_nothing_of_this_machine(first, 
     assert program == quantized(first, precision).program
     assert str(Path.cwd()).encode() not in program
     assert b"/tmp" not in program
+
+
+@pytest.mark.parametrize("precision", [*STATIC, "int8-dynamic", "int8-weights"])
+def test_samples_that_run_together_are_quantized_as_they_are_alone(first, precision):
+    # Were ranges read at run time over the whole batch, the brightest sample would set them.
+    x = first.features["x"][:4] * np.float32([[[[0.1]]], [[[1]]], [[[3]]], [[[0.01]]]])
+    freed = replace(first, part=replace(first.part, program=batch_freed(first.part.program)))
+    program = quantized(freed, precision).program
+    alone = File(program)
+    expected = [alone(x=x[row : row + 1]) for row in range(4)]
+    together = File(program, rows=4)(x=x)
+    for name, values in together.items():
+        assert np.array_equal(values, np.concatenate([one[name] for one in expected]))
 
 
 @pytest.mark.parametrize("precision", [*STATIC, "int8-dynamic", "int8-weights"])
