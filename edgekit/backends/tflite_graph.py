@@ -201,6 +201,14 @@ class Graph:
         )
         return len(self.tensors) - 1
 
+    def replace(self, old: int, new: int) -> None:
+        """Let all read the tensor `new` where they read `old`, or be given it as an output."""
+        for operator in self.readers(old):
+            operator.inputs = [new if one == old else one for one in operator.inputs]
+        for name, tensor in self.outputs.items():
+            if tensor == old:
+                self.give(name, new)
+
     def drop_unread(self) -> None:
         """Drop the operators of which nobody reads anything."""
         read = set(self.outputs.values())

@@ -55,11 +55,11 @@ def without_transposes(program: bytes) -> bytes:
     """The file without the transposes that a reduction right behind them can do without.
 
     The converter computes with channels last, and turns features back before a global pool that
-    was written for channels first: the pool takes the other axes instead. The very same bytes where
-    there is none.
+    was written for channels first: the pool takes the other axes instead. Without those, too, that
+    the next one undoes. The very same bytes where there is none.
     """
     graph = Graph(program)
-    changed = False
+    changed = _without_undone(graph)
     for operator in graph.operators:
         if graph.kind(operator) not in _REDUCTIONS or operator.builtinOptions.keepDims:
             continue
@@ -80,6 +80,25 @@ def without_transposes(program: bytes) -> bytes:
         return program
     graph.drop_unread()
     return graph.program()
+
+
+def _without_undone(graph: Graph) -> bool:
+    """Let nobody read what is turned there and back; False where nothing is."""
+    changed = False
+    for operator in graph.operators:
+        maker = graph.maker(operator.inputs[0])
+        if graph.kind(operator) != "TRANSPOSE" or maker is None or graph.kind(maker) != "TRANSPOSE":
+            continue
+        there, back = graph.constant(maker.inputs[1]), graph.constant(operator.inputs[1])
+        if there is None or back is None or list(there[back]) != sorted(there):
+            continue
+        (source, turned) = maker.inputs[0], operator.outputs[0]
+        ends = {*graph.inputs.values(), *graph.outputs.values()}
+        if turned in ends and source in ends:
+            continue  # The file gives a copy of what it is given, or gives twice.
+        graph.replace(turned, source)
+        changed = True
+    return changed
 
 
 _REDUCTIONS = {"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"}
