@@ -17,7 +17,7 @@ from edgekit.runtime import preprocess
 from edgekit.runtime.bench import load_test_data
 from edgekit.runtime.chain import Chain, ChainSpec, contents
 
-WARM = 3
+WARM = 2
 """Runs before those that are counted: the first ones allocate, and specialise Python's code."""
 
 
