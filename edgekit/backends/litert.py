@@ -17,6 +17,7 @@ from edgekit.recipe import Quantize
 from edgekit.runtime.engines import litert
 from edgekit.runtime.verify import differences
 from edgekit.stages import Part, blamed
+from edgekit.stages.fake_quantized import apart
 from edgekit.target import Target
 
 __all__ = ["LiteRTBackend"]
@@ -47,7 +48,7 @@ class LiteRTBackend:
         one = tuple(example[:1].contiguous() for example in examples)
         try:
             with quiet(), _silent(), torch.no_grad():
-                converted = litert_torch.convert(part.program.eval(), one).model_content()
+                converted = litert_torch.convert(apart(part.program).eval(), one).model_content()
         except Exception as error:  # Of many types, from deep inside the tools.
             operator = blamed(error)
             if operator is None:

@@ -173,11 +173,6 @@ class Graph:
             zeroPoint=np.array([crossing.zero_point], np.int64),
         )
 
-    def replace(self, old: int, new: int) -> None:
-        """Let all read the tensor `new` where they read `old`."""
-        for operator in self.readers(old):
-            operator.inputs = [new if one == old else one for one in operator.inputs]
-
     def add_float(self, like: int, name: str) -> int:
         """A new float32 tensor with the sizes of another, and its index."""
         signature = self.tensors[like].shapeSignature  # The sizes again, those that vary as -1.
@@ -205,6 +200,14 @@ class Graph:
             )
         )
         return len(self.tensors) - 1
+
+    def replace(self, old: int, new: int) -> None:
+        """Let all read the tensor `new` where they read `old`, or be given it as an output."""
+        for operator in self.readers(old):
+            operator.inputs = [new if one == old else one for one in operator.inputs]
+        for name, tensor in self.outputs.items():
+            if tensor == old:
+                self.give(name, new)
 
     def drop_unread(self) -> None:
         """Drop the operators of which nobody reads anything."""

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -56,53 +55,50 @@ def without_transposes(program: bytes) -> bytes:
     """The file without the transposes that a reduction right behind them can do without.
 
     The converter computes with channels last, and turns features back before a global pool that
-    was written for channels first: the pool takes the other axes instead. What else reads them may
-    turn them once more; of turns in a row that come to nothing none is left. The very same bytes
-    where there is none of either.
+    was written for channels first: the pool takes the other axes instead. Without those, too, that
+    the next one undoes. The very same bytes where there is none.
     """
     graph = Graph(program)
-    changed = False
+    changed = _without_undone(graph)
     for operator in graph.operators:
-        if graph.kind(operator) in _REDUCTIONS and not operator.builtinOptions.keepDims:
-            changed |= _reduced_unturned(graph, operator)
-        elif graph.kind(operator) == "TRANSPOSE":
-            changed |= _turned_back(graph, operator)
+        if graph.kind(operator) not in _REDUCTIONS or operator.builtinOptions.keepDims:
+            continue
+        maker = graph.maker(operator.inputs[0])
+        if maker is None or graph.kind(maker) != "TRANSPOSE":
+            continue
+        order, axes = graph.constant(maker.inputs[1]), graph.constant(operator.inputs[1])
+        if order is None or axes is None:
+            continue
+        kept = [int(axis) for axis in order if axis not in order[axes]]
+        if kept != sorted(kept):
+            continue  # What is left would come in another order.
+        new = order[np.atleast_1d(axes)].astype(axes.dtype).reshape(axes.shape)
+        operator.inputs[0] = maker.inputs[0]
+        operator.inputs[1] = graph.add_constant(operator.inputs[1], new)
+        changed = True
     if not changed:
         return program
     graph.drop_unread()
     return graph.program()
 
 
-def _reduced_unturned(graph: Graph, operator: Any) -> bool:
-    """Let a reduction take other axes of what is transposed for it; whether that can be."""
-    maker = graph.maker(operator.inputs[0])
-    if maker is None or graph.kind(maker) != "TRANSPOSE":
-        return False
-    order, axes = graph.constant(maker.inputs[1]), graph.constant(operator.inputs[1])
-    if order is None or axes is None:
-        return False
-    kept = [int(axis) for axis in order if axis not in order[axes]]
-    if kept != sorted(kept):
-        return False  # What is left would come in another order.
-    new = order[np.atleast_1d(axes)].astype(axes.dtype).reshape(axes.shape)
-    operator.inputs[0] = maker.inputs[0]
-    operator.inputs[1] = graph.add_constant(operator.inputs[1], new)
-    return True
-
-
-def _turned_back(graph: Graph, operator: Any) -> bool:
-    """Let all read what the transpose before this one turned, where this one turns it back."""
-    maker = graph.maker(operator.inputs[0])
-    if maker is None or graph.kind(maker) != "TRANSPOSE":
-        return False
-    there, back = graph.constant(maker.inputs[1]), graph.constant(operator.inputs[1])
-    (turned,) = operator.outputs
-    if there is None or back is None or turned in graph.outputs.values():
-        return False
-    if not np.array_equal(there[back], np.arange(len(there))):
-        return False
-    graph.replace(turned, maker.inputs[0])
-    return True
+def _without_undone(graph: Graph) -> bool:
+    """Let nobody read what is turned there and back; False where nothing is."""
+    changed = False
+    for operator in graph.operators:
+        maker = graph.maker(operator.inputs[0])
+        if graph.kind(operator) != "TRANSPOSE" or maker is None or graph.kind(maker) != "TRANSPOSE":
+            continue
+        there, back = graph.constant(maker.inputs[1]), graph.constant(operator.inputs[1])
+        if there is None or back is None or list(there[back]) != sorted(there):
+            continue
+        (source, turned) = maker.inputs[0], operator.outputs[0]
+        ends = {*graph.inputs.values(), *graph.outputs.values()}
+        if turned in ends and source in ends:
+            continue  # The file gives a copy of what it is given, or gives twice.
+        graph.replace(turned, source)
+        changed = True
+    return changed
 
 
 _REDUCTIONS = {"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"}

@@ -20,13 +20,14 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from edgekit.backends import Array, Crossing, Features, Quantized, is_mask
 from edgekit.backends.tflite_graph import Graph
+from edgekit.backends.tflite_lower import without_transposes
 from edgekit.errors import BuildError, EdgekitError, describe_failure
 from edgekit.quiet import quiet
 from edgekit.recipe import Quantize
 from edgekit.stages import Part
 from edgekit.target import Target
 
-__all__ = ["to_lower"]
+__all__ = ["step_of", "to_lower"]
 
 _RECIPES = {
     "int8": recipe.static_wi8_ai8,
@@ -38,6 +39,15 @@ _RECIPES = {
 
 _STEPS = {"int8": (-128, 127), "int16": (-32767, 32767)}
 """The least and greatest integer of an activation: INT16 is symmetric, as the kernels want it."""
+
+_CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
+"""Which dimension of an operator's weights has the output channels, each with its own scale."""
+
+_WHOLE = 1e-3
+"""How far from a whole number of steps a weight may be: float32 is a hundredfold nearer."""
+
+_ORDER_KEEPING = {"TRANSPOSE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "MAX_POOL_2D"}
+"""What gives values that it is given: quantizing before it is quantizing behind it."""
 
 _FLOAT_KINDS = {
     TFLOperationName.SOFTMAX,
@@ -83,7 +93,7 @@ def to_lower(
             if precision in {"int8", "int16x8"}:
                 assert features is not None  # noqa: S101  (see Backend.quantize)
                 return _static(part, features, entering, options.method, precision)
-            graph = Graph(part.program)
+            graph, _ = _unquantized(part.program)
             graph = _quantized(graph, graph.head(part.looked_at), precision, None)
             return Quantized(graph.program())
     except EdgekitError:
@@ -102,7 +112,7 @@ def _static(
     precision: str,
 ) -> Quantized:
     """The part with INT8 weights and activations whose ranges are known beforehand."""
-    graph = Graph(part.program)
+    graph, trained = _unquantized(part.program)
     masks = {name for batch in features() for name, values in batch.items() if is_mask(values)}
     floats = graph.head(part.looked_at) | graph.masked(masks) | graph.statistics()
     # What gives no floats (positions, conditions) has no range, and nothing to gain.
@@ -112,10 +122,8 @@ def _static(
         if not all(graph.is_float(tensor) for tensor in one.outputs)
     }
     ranges = _ranges(part, graph, features, method, _measured(graph, floats))
-    for name, crossing in entering.items():
-        ranges[graph.inputs[name]] = tuple(  # type: ignore[assignment]
-            (step - crossing.zero_point) * crossing.scale for step in _STEPS[crossing.dtype]
-        )
+    crossings = trained | {graph.inputs[name]: one for name, one in entering.items()}
+    ranges |= {tensor: _range(one) for tensor, one in crossings.items()}
     _pad_with_least(graph, floats, ranges)
     for tensor, bounds in ranges.items():
         if not np.isfinite(bounds).all():
@@ -124,7 +132,13 @@ def _static(
                 "the calibration samples, which no integers can stand for; look for what "
                 "overflows there in PyTorch, or build for fp32"
             )
-    graph = _quantized(graph, floats, precision, ranges)
+    known = {
+        graph.name(tensor): _statistic(*bounds, (1,) * len(graph.shape(tensor)))
+        for tensor, bounds in ranges.items()
+    }
+    if trained:
+        known |= _trained_weights(graph, floats)
+    graph = _quantized(graph, floats, precision, known)
     leaving = {}
     for name in part.outputs:
         if name not in part.looked_at and (found := _leave_as_integers(graph, name)):
@@ -132,6 +146,54 @@ def _static(
     for name, crossing in entering.items():
         _enter_as_integers(graph, name, crossing)
     return Quantized(graph.program(), leaving)
+
+
+def _unquantized(program: bytes) -> tuple[Graph, dict[int, Crossing]]:
+    """The graph without the pairs of QUANTIZE and DEQUANTIZE that a trained quantization left.
+
+    And how the tensors that they stood behind, by their indices, were quantized in training. So
+    were those that such a tensor is only a rearrangement of, or the maximum: quantizing keeps the
+    order of values.
+    """
+    graph = Graph(program)
+    trained: dict[int, Crossing] = {}
+    for dequantize in list(graph.operators):
+        quantize = graph.maker(dequantize.inputs[0])
+        if (
+            graph.kind(dequantize) != "DEQUANTIZE"
+            or quantize is None
+            or graph.kind(quantize) != "QUANTIZE"
+            or not graph.is_float(quantize.inputs[0])
+        ):
+            continue
+        (source,), (pair,) = quantize.inputs, dequantize.outputs
+        crossing = graph.crossing(quantize.outputs[0])
+        assert crossing is not None  # noqa: S101  (what a QUANTIZE gives has a scale)
+        graph.replace(pair, source)
+        trained[source] = _signed(crossing)
+    if not trained:
+        return graph, trained
+    graph.drop_unread()
+    graph = Graph(without_transposes(graph.program()))  # Indices stay what they are.
+    # From what is computed later to what is earlier, so that each hands on what it was handed.
+    for operator in reversed(graph.operators):
+        crossing = trained.get(operator.outputs[0])
+        if crossing is not None and graph.kind(operator) in _ORDER_KEEPING:
+            trained.setdefault(operator.inputs[0], crossing)
+    return graph, trained
+
+
+def _signed(crossing: Crossing) -> Crossing:
+    """The same steps as signed integers, which is what the kernels take."""
+    if crossing.dtype != "uint8":
+        return crossing
+    return Crossing("int8", crossing.scale, crossing.zero_point - 128)
+
+
+def _range(crossing: Crossing) -> tuple[float, float]:
+    """What the least and the greatest of the integers stand for."""
+    least, most = ((x - crossing.zero_point) * crossing.scale for x in _STEPS[crossing.dtype])
+    return least, most
 
 
 def _measured(graph: Graph, floats: set[int]) -> list[int]:
@@ -208,8 +270,13 @@ def _pad_with_least(graph: Graph, floats: set[int], ranges: Ranges) -> None:
             operator.inputs[2] = graph.add_constant(pad, lowest)
 
 
-def _quantized(graph: Graph, floats: set[int], precision: str, ranges: Ranges | None) -> Graph:
-    """The graph as the quantizer gives it: inputs and outputs float, these operators too."""
+def _quantized(
+    graph: Graph, floats: set[int], precision: str, known: Mapping[str, Any] | None
+) -> Graph:
+    """The graph as the quantizer gives it: inputs and outputs float, these operators too.
+
+    `known` has what the quantizer takes for a tensor's statistic, by name.
+    """
     quantizer = Quantizer(graph.program())
     quantizer.load_quantization_recipe(_RECIPES[precision]())
     for kind in (TFLOperationName.INPUT, TFLOperationName.OUTPUT, *sorted(_FLOAT_KINDS)):
@@ -220,12 +287,6 @@ def _quantized(graph: Graph, floats: set[int], precision: str, ranges: Ranges | 
         quantizer.update_quantization_recipe(
             f"^{re.escape(scope)}$", TFLOperationName.ALL_SUPPORTED, algorithm_key="no_quantize"
         )
-    known = None
-    if ranges is not None:
-        known = {
-            graph.name(tensor): _statistic(bounds, len(graph.shape(tensor)))
-            for tensor, bounds in ranges.items()
-        }
     result = quantizer.quantize(known, enable_progress_bar=False, enable_progress_report=False)
     after = Graph(bytes(result.quantized_model))
     # Where a head reads it as well, it leaves the signature's output at what it was.
@@ -234,10 +295,51 @@ def _quantized(graph: Graph, floats: set[int], precision: str, ranges: Ranges | 
     return after
 
 
-def _statistic(bounds: tuple[float, float], rank: int) -> dict[str, Any]:
-    """A range as the quantizer wants it, for the whole tensor."""
-    least, most = (np.full((1,) * rank, one, np.float64) for one in bounds)
-    return {"min": least, "max": most}
+def _statistic(least: Any, most: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A range as the quantizer wants it: of the whole tensor, or of each of its channels."""
+    low, high = (np.reshape(np.asarray(one, np.float64), shape) for one in (least, most))
+    return {"min": low, "max": high}
+
+
+def _trained_weights(graph: Graph, floats: set[int]) -> dict[str, dict[str, Any]]:
+    """The statistics of weights that lie on steps already, so that they keep those, by name.
+
+    That is how training left them; read from the values, since not all converters keep the scales.
+    """
+    found = {}
+    for place, operator in enumerate(graph.operators):
+        axis = _CHANNEL_AXIS.get(graph.kind(operator))
+        values = None if axis is None or place in floats else graph.constant(operator.inputs[1])
+        if axis is None or values is None or values.dtype != np.float32:
+            continue
+        rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+        scales = [step_of(row) for row in rows]
+        if None not in scales:
+            shape = [1] * values.ndim
+            shape[axis] = len(scales)
+            most = 127 * np.array(scales)
+            found[graph.name(operator.inputs[1])] = _statistic(-most, most, tuple(shape))
+    return found
+
+
+def step_of(values: Array) -> float | None:
+    """The step that float32 `values` of any shape are whole multiples of, 127 at most to each side.
+
+    The largest such; None where there is none.
+    """
+    most = float(np.abs(values).max(initial=0))
+    if most == 0:
+        return 0.0
+    unique = np.unique(values).astype(np.float64)
+    if len(unique) > 255:
+        return None
+    for count in range(1, 128):
+        steps = unique * (count / most)
+        whole = np.rint(steps)
+        if np.abs(steps - whole).max() < _WHOLE:
+            # Of all values, each of which was rounded to a float32.
+            return float((unique @ whole) / (whole @ whole))
+    return None
 
 
 def _leave_as_integers(graph: Graph, name: str) -> Crossing | None:
@@ -266,15 +368,9 @@ def _enter_as_integers(graph: Graph, name: str, crossing: Crossing) -> None:
             others.append(operator)
         elif graph.crossing(operator.outputs[0]) == crossing:
             graph.operators.remove(operator)
-            _replace(graph, operator.outputs[0], tensor)
+            graph.replace(operator.outputs[0], tensor)
     if others:
         floats = graph.add_float(tensor, f"{graph.name(tensor)}_dequant")
         for operator in others:
             operator.inputs = [floats if one == tensor else one for one in operator.inputs]
         graph.add_dequantize(tensor, floats)
-
-
-def _replace(graph: Graph, old: int, new: int) -> None:
-    """Let all read the tensor `new` where they read `old`."""
-    for operator in graph.readers(old):
-        operator.inputs = [new if one == old else one for one in operator.inputs]

@@ -14,6 +14,7 @@ from edgekit.models.exits import eager_logits, to_numpy
 from edgekit.quiet import quiet
 from edgekit.runtime.preprocess import by_name
 from edgekit.stages import Exported, Network, Stage, StageResult, Step
+from edgekit.stages.fake_quantized import settle
 from edgekit.stages.sizes import demand_free, dims, refusal, varying
 
 __all__ = ["Export"]
@@ -58,6 +59,7 @@ class Export(Stage[Network, Exported]):
         graph = program.module(check_guards=False)
         _unstack(graph.graph)
         _take_originals(graph.graph)
+        settle(graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         nodes = sum(node.op == "call_function" for node in graph.graph.nodes)

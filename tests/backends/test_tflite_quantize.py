@@ -1,18 +1,29 @@
 """TFLite segments of lower precision: what crosses, what stays float, and what the engine does."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgekit.backends import Crossing
+from edgekit.backends.litert import LiteRTBackend
 from edgekit.backends.tflite_graph import Graph
-from edgekit.backends.tflite_quantize import to_lower
+from edgekit.backends.tflite_lower import batch_freed, without_transposes
+from edgekit.backends.tflite_quantize import step_of, to_lower
 from edgekit.errors import BuildError
 from edgekit.recipe import Quantize
-from tests.backends.tflite import File, in_batches
+from edgekit.stages import Network
+from edgekit.stages.export import Export
+from edgekit.stages.split import Split
+from edgekit.target import load_target
+from tests.backends.tflite import File, Lowered, in_batches
+from tests.stages.fake_quantized import CONVOLVED, EARLY, INPUT, LATE, Trained
 
 STATIC = ("int8", "int16x8")
 
@@ -145,6 +156,19 @@ def test_the_file_is_the_same_each_time_and_says_nothing_of_this_machine(first, 
 
 
 @pytest.mark.parametrize("precision", [*STATIC, "int8-dynamic", "int8-weights"])
+def test_samples_that_run_together_are_quantized_as_they_are_alone(first, precision):
+    # Were ranges read at run time over the whole batch, the brightest sample would set them.
+    x = first.features["x"][:4] * np.float32([[[[0.1]]], [[[1]]], [[[3]]], [[[0.01]]]])
+    freed = replace(first, part=replace(first.part, program=batch_freed(first.part.program)))
+    program = quantized(freed, precision).program
+    alone = File(program)
+    expected = [alone(x=x[row : row + 1]) for row in range(4)]
+    together = File(program, rows=4)(x=x)
+    for name, values in together.items():
+        assert np.array_equal(values, np.concatenate([one[name] for one in expected]))
+
+
+@pytest.mark.parametrize("precision", [*STATIC, "int8-dynamic", "int8-weights"])
 def test_normalizations_and_masked_attention_keep_their_accuracy(tokens, precision):
     result = quantized(tokens, precision)
     exact, run = File(tokens.part.program), File(result.program)
@@ -176,3 +200,85 @@ def test_what_the_tools_cannot_do_is_a_build_error_that_names_the_part(first):
     broken = replace(first, part=replace(first.part, program=b"no file at all"))
     with pytest.raises(BuildError, match=r"^segment-1 cannot be quantized to int8: "):
         quantized(broken, "int8")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model from quantization-aware training, its chain's parts, and samples."""
+    torch.manual_seed(4)
+    model = Trained().eval()
+    x = torch.randn(12, 3, 8, 8)
+    exported = Export()(Network(model, ("exit1", "exit2"), x[:2]), lambda text: None).artifact
+    backend, target = LiteRTBackend(), load_target("rpi4b-litert")
+    given, parts = {"x": x[:2]}, []
+    for part in Split(channels_last=True)(exported, lambda text: None).artifact.chain:
+        examples = tuple(given[name] for name in part.inputs)
+        file = replace(part, program=backend.lower(part, examples, target))
+        parts.append(replace(file, program=without_transposes(file.program)))
+        with torch.no_grad():
+            given |= dict(zip(part.outputs, part.program(*examples), strict=True))
+    return model, parts, x.numpy()
+
+
+def test_a_trained_models_scales_are_those_of_the_file(trained):
+    model, (one, two), x = trained
+    first = quantized(Lowered(model, one, {"x": x}), "int8")
+    # float32, as the file has them.
+    boundary = Crossing("int8", float(np.float32(EARLY[0])), EARLY[1])
+    (name,) = two.inputs
+    assert first.leaving == {name: boundary}
+    run = File(first.program)
+    integers = np.concatenate([run(x=row[None])[name] for row in x])
+    features = {name: boundary.floats(integers)}
+    second = quantized(Lowered(model, two, features), "int8", first.leaving)
+    graphs = [Graph(first.program), Graph(second.program)]
+    found = {graph.crossing(x) for graph in graphs for one in graph.operators for x in one.outputs}
+    wanted = {(float(np.float32(scale)), zero) for scale, zero in (INPUT, EARLY, CONVOLVED, LATE)}
+    assert {(one.scale, one.zero_point) for one in found - {None}} == wanted
+    for graph, module, kind in zip(
+        graphs, (model.a, model.b), ("CONV_2D", "DEPTHWISE_CONV_2D"), strict=True
+    ):
+        (operator,) = (one for one in graph.operators if graph.kind(one) == kind)
+        scales = graph.tensors[operator.inputs[1]].quantization.scale
+        np.testing.assert_allclose(scales, module.scale.numpy(), rtol=1e-6)
+        assert sorted(np.unique(graph.constant(operator.inputs[1]))) == sorted(
+            np.unique(module.weight.numpy())
+        )
+    # So the integers compute what training saw; only sums are rounded otherwise.
+    last = File(second.program)
+    with torch.no_grad():
+        meant = [one.numpy() for one in model(torch.from_numpy(x))]
+    for row, (early, late) in enumerate(zip(*meant, strict=True)):
+        (found,) = (run(x=x[row : row + 1])[exit] for exit in one.logits.values())
+        assert np.abs(found - early).max() < 5e-3
+        (found,) = last(**{name: integers[row : row + 1]}).values()
+        assert np.abs(found - late).max() < 2e-2
+
+
+def test_a_file_of_a_trained_model_quantizes_nothing_twice(trained):
+    model, (one, _), x = trained
+    graph = Graph(one.program)
+    assert len(conversions(graph, "QUANTIZE")) == len(conversions(graph, "DEQUANTIZE")) > 1
+    graph = Graph(quantized(Lowered(model, one, {"x": x}), "int8").program)
+    assert len(conversions(graph, "QUANTIZE")) == len(conversions(graph, "DEQUANTIZE")) == 1
+    # What the pairs kept apart is laid out once.
+    assert [graph.kind(one) for one in graph.operators].count("TRANSPOSE") == 1
+    # Where activations are floats at run time, the pairs would be all that computes.
+    for precision in ("int8-dynamic", "int8-weights"):
+        graph = Graph(quantized(Lowered(model, one, {"x": x}), precision).program)
+        assert not conversions(graph, "QUANTIZE")
+
+
+@given(
+    st.lists(st.integers(-127, 127), min_size=1, max_size=200),
+    st.floats(1e-6, 1e3, allow_subnormal=False),
+)
+def test_a_step_is_found_again_from_float32_weights(counts, step):
+    values = (np.array(counts) * step).astype(np.float32)
+    # All even counts lie on twice the step as well.
+    assert step_of(values) == pytest.approx(step * math.gcd(*counts), rel=1e-6)
+
+
+def test_weights_on_no_steps_have_none():
+    assert step_of(np.random.default_rng(0).normal(size=(27,)).astype(np.float32)) is None
+    assert step_of(np.arange(1, 300, dtype=np.float32)) is None

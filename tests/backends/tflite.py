@@ -149,15 +149,17 @@ def _channels_first(x):
 class File:
     """A TFLite file loaded by the engine."""
 
-    def __init__(self, program):
+    def __init__(self, program, rows=1):
         with silent():
             self._interpreter = Interpreter(model_content=program, num_threads=1)
+            for one in self._interpreter.get_input_details() if rows > 1 else ():
+                self._interpreter.resize_tensor_input(one["index"], [rows, *one["shape"][1:]])
             self._interpreter.allocate_tensors()
         self._run = self._interpreter.get_signature_runner()
         self._dtypes = {name: one["dtype"] for name, one in self._run.get_input_details().items()}
 
     def __call__(self, **given):
-        """What it gives for one sample, by name: integers as they are."""
+        """What it gives for its rows, by name: integers as they are."""
         return self._run(**{name: x.astype(self._dtypes[name]) for name, x in given.items()})
 
 

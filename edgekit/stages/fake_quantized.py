@@ -1,0 +1,90 @@
+"""Models from quantization-aware training: a graph that quantizes and dequantizes at once.
+
+That is what PyTorch's PT2E quantization converts to: `quantize_per_tensor` and
+`dequantize_per_tensor` behind activations, and weights that are dequantized.
+"""
+
+import torch
+from torch import fx
+
+__all__ = ["apart", "settle"]
+
+_QUANTIZE = "quantized_decomposed.quantize_per_"
+_DEQUANTIZE = "quantized_decomposed.dequantize_per_"
+
+
+def settle(module: fx.GraphModule) -> None:
+    """Bring what the graph says of scales to one form, in place; what it computes stays the same.
+
+    Weights become the floats that their integers stand for: no converter knows a weight in what is
+    computed. Of each activation there is one quantized and one dequantized tensor, whoever reads
+    it, so that the latter crosses a cut, and a reader behind that finds floats there as before it.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if _is(node, _DEQUANTIZE) and (values := _constant(module, node)) is not None:
+            _replace_with_weight(module, node, values)
+    known: dict[object, fx.Node] = {}
+    for node in list(graph.nodes):
+        if _is(node, _QUANTIZE) or _is(node, _DEQUANTIZE):
+            same = known.setdefault((node.target, node.args), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+                graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def apart(module: fx.GraphModule) -> fx.GraphModule:
+    """The same module with a dequantized tensor of its own for every reader.
+
+    What litert-torch lays out anew takes the first reader of one to be the only one. The module
+    itself where nothing is dequantized.
+    """
+    if not any(_is(node, _DEQUANTIZE) for node in module.graph.nodes):
+        return module
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in list(graph.nodes):
+        if _is(node, _DEQUANTIZE):
+            for reader in list(node.users)[1:]:
+                with graph.inserting_after(node):
+                    reader.replace_input_with(node, graph.node_copy(node))
+    return fx.GraphModule(module, graph)
+
+
+def _is(node: fx.Node, operator: str) -> bool:
+    return node.op == "call_function" and str(node.target).startswith(operator)
+
+
+def _constant(module: fx.GraphModule, node: object) -> object | None:
+    """What a node's argument is, computed; None where it depends on an input."""
+    if not isinstance(node, fx.Node):
+        return node
+    if node.op == "get_attr":
+        return _attribute(module, str(node.target))
+    if not (_is(node, _QUANTIZE) or _is(node, _DEQUANTIZE)):
+        return None
+    arguments = [_constant(module, one) for one in node.args]
+    if any(
+        found is None and isinstance(one, fx.Node)
+        for found, one in zip(arguments, node.args, strict=True)
+    ):
+        return None
+    with torch.no_grad():
+        return node.target(*arguments)
+
+
+def _attribute(module: torch.nn.Module, path: str) -> object:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _replace_with_weight(module: fx.GraphModule, node: fx.Node, values: object) -> None:
+    name = f"{node.name}_weight"
+    module.register_parameter(name, torch.nn.Parameter(values, requires_grad=False))
+    with module.graph.inserting_before(node):
+        weight = module.graph.get_attr(name)
+    weight.meta = dict(node.meta)
+    node.replace_all_uses_with(weight)
+    module.graph.erase_node(node)
