@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build every style and write docs/models.md.")
     parser.add_argument("styles", nargs="*", metavar="STYLE", help="Only these; all by default.")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--target", default="host", help="of another, give another page, too")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/models.md")
     parser.add_argument("--output", type=Path, default=ROOT / "build/models")
     options = parser.parse_args()
@@ -95,12 +96,12 @@ def main() -> None:
             print(notes[-1])
             continue
         folder = options.output / style
-        floats = built_evenly(style, folder / "fp32")
+        floats = built_evenly(style, options.target, folder / "fp32")
         demand_alike(style, floats)
         thresholds = list(floats.manifest.policy.thresholds)
         integers = None
         try:
-            integers = built(style, folder / "int8", "int8", thresholds, ANYTHING)
+            integers = built(style, options.target, folder / "int8", "int8", thresholds, ANYTHING)
         except BuildError as error:
             notes.append(f"- {style} is refused in INT8: {error}.")
         report = measured(floats.path, options.rounds)
@@ -131,13 +132,13 @@ def demand_alike(style: str, floats: Built) -> None:
         )
 
 
-def built_evenly(style: str, folder: Path) -> Built:
+def built_evenly(style: str, target: str, folder: Path) -> Built:
     """The style's FP32 bundle, under thresholds that let about as many samples leave at each exit.
 
     They are read from a first build's logits on the test split; the second is that with another
     policy, and takes all but that from the cache.
     """
-    first = built(style, folder, "fp32", [0.5] * (len(STYLES[style].exits) - 1))
+    first = built(style, target, folder, "fp32", [0.5] * (len(STYLES[style].exits) - 1))
     bundle = read_bundle(first.path)
     carried = load_test_data(bundle)
     assert carried is not None  # noqa: S101  (the recipe has a test split)
@@ -148,7 +149,7 @@ def built_evenly(style: str, folder: Path) -> Built:
         sure = given or {exit: CRITERIA["max_prob"](one) for exit, one in logits.items()}
         found.append([float(one[0]) for one in sure.values()])
     exits = len(STYLES[style].exits)
-    return built(style, folder, "fp32", even_thresholds(np.array(found).T[: exits - 1]))
+    return built(style, target, folder, "fp32", even_thresholds(np.array(found).T[: exits - 1]))
 
 
 def even_thresholds(confidences: np.ndarray) -> list[float]:
@@ -173,15 +174,16 @@ def even_thresholds(confidences: np.ndarray) -> list[float]:
 
 def built(
     style: str,
+    target: str,
     folder: Path,
     precision: str,
     thresholds: list[float],
     more: dict[str, Any] | None = None,
 ) -> Built:
-    """The bundle of a style for `host` in a precision, built now."""
-    target = load_target("host", {"precision": precision})
+    """The bundle of a style for a target in a precision, built now."""
+    chosen = load_target(target, {"precision": precision})
     recipe = recipe_of(style, thresholds, more or {})
-    return build(recipe, target, folder, cache=Cache(default_folder()))
+    return build(recipe, chosen, folder, cache=Cache(default_folder()))
 
 
 def recipe_of(style: str, thresholds: list[float], more: dict[str, Any]) -> Recipe:

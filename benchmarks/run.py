@@ -19,6 +19,7 @@ from typing import Any
 
 import gpu
 import instructions
+import memory
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
 
@@ -49,6 +50,8 @@ the target `host` uses one.
 INT8 is built for `host` with unsigned activations (U8S8) and for `rpi4b` with signed ones (S8S8).
 The second is what a Raspberry Pi's kernels want; on x86, where ONNX Runtime has fast kernels for
 unsigned activations only, much of it runs in float, and the row shows what that costs here.
+`int8 LiteRT` is built for `rpi4b-litert` and runs in LiteRT; the FP32 chain beside it is ONNX
+Runtime's.
 
 {remarks}
 
@@ -98,6 +101,7 @@ GLYPHS = {
     "recipes-glyphs-recipe": "host, fp32",
     "recipes-glyphs-recipe-target.precision=int8": "host, int8 U8S8",
     "recipes-glyphs-recipe-rpi4b": "rpi4b, int8 S8S8",
+    "recipes-glyphs-recipe-rpi4b-litert": "rpi4b-litert, int8",
 }
 """The folders of the bundles of glyphs, and what they are built for."""
 
@@ -115,6 +119,7 @@ def main() -> None:
     glyphs = built("recipes/glyphs/recipe.yaml", options.output)
     resnet18 = built("benchmarks/resnet18/recipe.yaml", options.output)
     unsigned, signed = ("--set", "target.precision=int8"), ("--target", "rpi4b")
+    litert = ("--target", "rpi4b-litert")
     rounds = ("--rounds", options.rounds)
     rows, reports = [], []
     for recipe, floats, beside in (
@@ -125,7 +130,11 @@ def main() -> None:
         for threads in (1, 2):
             reports.append(measured(floats, *rounds, "--threads", threads, *beside))
             rows.append(row(reports[-1], "fp32"))
-        for label, how in (("int8 U8S8", unsigned), ("int8 S8S8", signed)):
+        for label, how in (
+            ("int8 U8S8", unsigned),
+            ("int8 S8S8", signed),
+            ("int8 LiteRT", litert),
+        ):
             integers = built(recipe, options.output, *how)
             report = measured(integers, *rounds, "--threads", 1, "--beside", floats)
             reports.append(report)
@@ -159,7 +168,8 @@ def main() -> None:
         # What other commands measured, on other machines as like as not.
         before = options.page.read_text(encoding="utf-8")
         text = gpu.with_section(text, gpu.section_of(before))
-        text = instructions.with_section(text, instructions.section_of(before))
+        for one in (memory, instructions):
+            text = one.with_section(text, one.section_of(before))
     options.page.write_text(text, encoding="utf-8")
     print(text)
 

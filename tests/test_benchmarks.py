@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekit.backends.tflite_graph import Graph
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
 from edgekit.bundle.reader import read_bundle
 from edgekit.errors import DeviceError
@@ -66,6 +67,13 @@ def halves():
 @pytest.fixture(scope="module")
 def gpu():
     yield from program("gpu")
+
+
+@pytest.fixture(scope="module")
+def memory():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield from program("memory")
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +152,25 @@ def test_contenders_are_measured_and_stand_in_one_row(gpu, built_tiny):
     assert cells[-1] == "-"
 
 
+def test_the_peak_of_a_process_holds_all_that_it_loads_and_numpy(memory, built_tiny):
+    bundle = read_bundle(built_tiny)
+    peaks = memory.peaks_of(bundle, repeats=1, threads=1)
+    assert peaks["python"] < peaks["numpy"] < peaks["engine"] < peaks["chain"]
+    assert peaks["engine"] < min(peaks["plain"], peaks["whole"])
+    lines = memory.table(peaks)
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(peaks)
+    chain = sum(one.size_bytes for one in bundle.manifest.variant().segments)
+    assert f"| chain | {chain:,} |" in memory.sizes(bundle)
+
+
+def test_the_section_of_memory_outlives_the_others(memory, gpu):
+    section = f"{memory.HEADING}\n\nfigures\n"
+    page = memory.with_section(f"# Benchmarks\n\n{gpu.HEADING}\n\nof a GPU\n", section)
+    assert page == f"# Benchmarks\n\n{section}\n{gpu.HEADING}\n\nof a GPU\n"
+    assert memory.section_of(page).strip() == section.strip()
+    assert memory.with_section(page, f"{memory.HEADING}\n\nothers\n").count("figures") == 0
+
+
 def few(seed, samples=9):
     """Three exits on a few samples; some confidences are the same."""
     rng = np.random.default_rng(seed)
@@ -200,9 +227,10 @@ def test_thresholds_for_each_exit_of_digits_are_judged_beside_a_shared_one(digit
     assert "of the 720 images" in "\n".join(printed)
 
 
-def rows_of(page: Path, *styles: str) -> dict[str, dict[str, str]]:
+def rows_of(page: Path, *styles: str, target: str = "host") -> dict[str, dict[str, str]]:
     """Runs the command over these networks, or all; the page's rows by network."""
-    run("benchmarks/models.py", *styles, "--rounds", 1, "--page", page, "--output", page.parent)
+    options = "--rounds", 1, "--target", target, "--page", page, "--output", page.parent
+    run("benchmarks/models.py", *styles, *options)
     lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
     head, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return {cells[0]: dict(zip(head, cells, strict=True)) for cells in rows}
@@ -250,6 +278,27 @@ def test_networks_of_other_styles_come_in_by_recipe_alone(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "style", ["torchvision-mobilenet-v2", "torchvision-efficientnet-b1"], ids=lambda one: one[12:]
+)
+def test_a_published_network_is_integers_in_litert_and_transposes_its_input_alone(tmp_path, style):
+    pytest.importorskip("torchvision", exc_type=ImportError, reason="`make models` installs it")
+    (row,) = rows_of(tmp_path / "models.md", style, target="rpi4b-litert").values()
+    assert_decides_as_pytorch(row)
+    assert row["integers"] == "100%"
+    graphs = {one.stem: Graph(one.read_bytes()) for one in tmp_path.rglob("int8/**/*.tflite")}
+    kinds = {name: Counter(map(one.kind, one.operators)) for name, one in graphs.items()}
+    turned = {name for name, one in kinds.items() if one["TRANSPOSE"]}
+    assert turned == {"segment-1", "plain", "whole"}, "what takes the picture"
+    assert kinds["whole"]["TRANSPOSE"] == 1
+    # Of floats there are the heads alone: each dequantizes once.
+    assert kinds["whole"]["DEQUANTIZE"] == sum(
+        kinds[f"segment-{k}"]["DEQUANTIZE"] for k in (1, 2, 3)
+    )
+    assert kinds["whole"]["DEQUANTIZE"] == kinds["whole"]["FULLY_CONNECTED"] == 3
+
+
+@pytest.mark.slow
 def test_every_network_of_the_page_decides_as_pytorch_does(tmp_path):
     page = tmp_path / "models.md"
     styles = all_styles()
@@ -289,7 +338,7 @@ def test_the_benchmark_page_is_written_and_resnet18_is_exact(tmp_path):
     run("benchmarks/run.py", "--rounds", 1, "--page", page, "--output", output)
     rows = [line for line in page.read_text().splitlines() if line.startswith("| resnet18")]
     precisions = [line.split("|")[2].strip() for line in rows]
-    assert precisions == ["fp32", "fp32", "int8 U8S8", "int8 S8S8"]
+    assert precisions == ["fp32", "fp32", "int8 U8S8", "int8 S8S8", "int8 LiteRT"]
     path = output / "benchmarks-resnet18-recipe" / EVIDENCE_NAME
     evidence = unseal(path.read_bytes(), EVIDENCE_NAME)
     for check in evidence["checks"]:

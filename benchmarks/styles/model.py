@@ -27,7 +27,7 @@ class Style:
     says besides, by dotted key. `needs` names the package that the network is out of.
     """
 
-    network: Callable[[], nn.Module]
+    network: Callable[..., nn.Module]
     shape: Shapes
     exits: tuple[str | Mapping[str, Any], ...] = ("exit1", "exit2", "final")
     rows: int | None = None
@@ -35,8 +35,10 @@ class Style:
     needs: str | None = None
 
 
-def build(style: str) -> nn.Module:
+def build(style: str, shape: Shapes | None = None, classes: int | None = None) -> nn.Module:
     """The network of that style, in eval mode, with random weights from a fixed seed.
+
+    With `shape` and `classes` a published one is for pictures and classes other than the page's.
 
     As training would, it brings every normalisation to what its layer sees, and every head to
     logits of a like size: else no exit is surer of one sample than of another, and in a deep
@@ -44,13 +46,13 @@ def build(style: str) -> nn.Module:
     """
     torch.manual_seed(0)
     chosen = STYLES[style]
-    net = chosen.network()
+    shape = chosen.shape if shape is None else shape
+    net = chosen.network() if classes is None else chosen.network(classes=classes)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # The mean over all batches.
     net.train()
-    several = isinstance(chosen.shape, Mapping)
-    samples = waves(chosen.shape if several else fixed(chosen.shape), 64, 0, chosen.rows)
+    samples = waves(shape if isinstance(shape, Mapping) else fixed(shape), 64, 0, chosen.rows)
     with torch.no_grad():
         if isinstance(samples, dict):
             logits = net(**{name: torch.from_numpy(one) for name, one in samples.items()})
@@ -611,6 +613,12 @@ STYLES = {
     ),
     "torchvision-efficientnet-b0": Style(
         partial(efficientnet, "efficientnet_b0"),
+        PHOTO,
+        (pooled("exit1", "features.3"), pooled("exit2", "features.5"), "final"),
+        needs="torchvision",
+    ),
+    "torchvision-efficientnet-b1": Style(
+        partial(efficientnet, "efficientnet_b1"),
         PHOTO,
         (pooled("exit1", "features.3"), pooled("exit2", "features.5"), "final"),
         needs="torchvision",

@@ -8,7 +8,7 @@ from torch import nn
 CLASSES = 10
 
 
-def from_torchvision(name: str, **arguments: Any) -> nn.Module:
+def from_torchvision(name: str, *, classes: int = CLASSES, **arguments: Any) -> nn.Module:
     """The network of that name, with random weights.
 
     Raises ImportError where torchvision is not installed.
@@ -16,18 +16,18 @@ def from_torchvision(name: str, **arguments: Any) -> nn.Module:
     _import_torchvision()
     from torchvision import models
 
-    net: nn.Module = models.get_model(name, weights=None, num_classes=CLASSES, **arguments)
+    net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)
     return net
 
 
-def efficientnet(name: str) -> nn.Module:
+def efficientnet(name: str, *, classes: int = CLASSES) -> nn.Module:
     """An EfficientNet in which rounding does not grow, with random weights.
 
     A strong sample opens random gates, and up to 26 in a row make its features, and their
     rounding, a thousand times as large. So the gates move little; and no block is left out while
     statistics are taken.
     """
-    net = from_torchvision(name, stochastic_depth_prob=0.0)
+    net = from_torchvision(name, classes=classes, stochastic_depth_prob=0.0)
     from torchvision.ops import SqueezeExcitation
 
     for module in net.modules():
