@@ -406,12 +406,24 @@ class Graph:
 
 
 class _Aligned(flatbuffers.Builder):
-    """Writes a file in which bytes, and so all weights, lie as the schema wants them to."""
+    """Writes a file in which bytes, and so all weights, lie as the schema wants them to.
+
+    Other vectors that are the same are there once: each channel of the weights has a zero point of
+    eight bytes, and all of those are 0.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self._written: dict[tuple[str, bytes], Any] = {}
 
     def CreateNumpyVector(self, x: npt.NDArray[Any]) -> Any:
         if x.dtype == np.uint8:
             self.Prep(_ALIGNMENT_BYTES, x.nbytes)
-        return super().CreateNumpyVector(x)
+            return super().CreateNumpyVector(x)
+        key = x.dtype.str, x.tobytes()
+        if key not in self._written:
+            self._written[key] = super().CreateNumpyVector(x)
+        return self._written[key]
 
 
 def integer_work(before: Part[bytes], after: Part[bytes]) -> IntegerWork:

@@ -126,3 +126,17 @@ def test_the_contract_says_how_a_boundarys_integers_are_meant(first):
     )
     # The input is quantized, and what the head reads is dequantized; nothing else came along.
     assert node_count(result.program) == node_count(first.part.program) + 2
+
+
+def test_zero_points_that_are_all_the_same_are_in_a_file_once(first):
+    graph = Graph(quantized(first, "int8").program)
+    before = len(graph.program())
+    channels = 1000
+    for tensor in graph.tensors[:8]:
+        tensor.quantization.zeroPoint = np.zeros(channels, np.int64)
+        tensor.quantization.scale = np.ones(channels, np.float32)
+    program = graph.program()
+    assert len(program) - before < 2 * channels * (8 + 4)
+    for tensor in Graph(program).tensors[:8]:
+        assert np.array_equal(tensor.quantization.zeroPoint, np.zeros(channels))
+        assert np.array_equal(tensor.quantization.scale, np.ones(channels))
