@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -278,11 +279,11 @@ def test_networks_of_other_styles_come_in_by_recipe_alone(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("torchvision") is None, reason="`make models` installs torchvision")
 @pytest.mark.parametrize(
     "style", ["torchvision-mobilenet-v2", "torchvision-efficientnet-b1"], ids=lambda one: one[12:]
 )
 def test_a_published_network_is_integers_in_litert_and_transposes_its_input_alone(tmp_path, style):
-    pytest.importorskip("torchvision", exc_type=ImportError, reason="`make models` installs it")
     (row,) = rows_of(tmp_path / "models.md", style, target="rpi4b-litert").values()
     assert_decides_as_pytorch(row)
     assert row["integers"] == "100%"
