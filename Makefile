@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow test-gpu bench bench-gpu models pins format clean
+.PHONY: demo test test-slow test-gpu bench bench-gpu bench-pi models pins pins-pi format clean
 
 demo: $(READY)
 	$(BIN)/edgekit build recipes/digits/recipe.yaml --target host
@@ -34,6 +34,10 @@ bench: $(READY)
 bench-gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py
 
+# On a Raspberry Pi that qemu emulates: instructions, no times.
+bench-pi: $(READY)
+	$(BIN)/python benchmarks/instructions.py
+
 models: $(READY) $(VENV)/models
 	$(BIN)/python benchmarks/models.py
 
@@ -51,6 +55,10 @@ pins: $(READY)
 	    --extra $$extra --extra images --output-file targets/$$extra.txt pyproject.toml && \
 	  sed -i "s/ \(and\|;\) sys_platform == 'linux'$$//" targets/$$extra.txt || exit 1; \
 	done
+
+# What the emulated Raspberry Pi of the tests is made of; after `make pins`, or where one is gone.
+pins-pi: $(READY)
+	$(BIN)/python -m tests.pi.renew
 
 format: $(READY)
 	$(BIN)/ruff check --fix

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu
+import instructions
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
 
@@ -155,8 +156,10 @@ def main() -> None:
         promised=promised([options.output / name for name in GLYPHS]),
     )
     if options.page.exists():
-        # What `make bench-gpu` measured, on another machine as like as not.
-        text = gpu.with_section(text, gpu.section_of(options.page.read_text(encoding="utf-8")))
+        # What other commands measured, on other machines as like as not.
+        before = options.page.read_text(encoding="utf-8")
+        text = gpu.with_section(text, gpu.section_of(before))
+        text = instructions.with_section(text, instructions.section_of(before))
     options.page.write_text(text, encoding="utf-8")
     print(text)
 

@@ -212,6 +212,11 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits_int8_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of recipes/digits for `rpi4b`, one thread; read-only by agreement."""
+    return digits_for(tmp_path_factory, "rpi4b")
+
+
+def digits_for(tmp_path_factory: pytest.TempPathFactory, target: str) -> Path:
+    """The bundle of recipes/digits for one of the targets, one thread; read-only by agreement."""
     from edgekit.cache import Cache
     from edgekit.pipeline import build
     from edgekit.recipe import load_recipe
@@ -219,7 +224,8 @@ def digits_int8_bundle(digits_bundle: Path, tmp_path_factory: pytest.TempPathFac
 
     def make(folder: Path) -> None:
         recipe = load_recipe(str(ROOT / "recipes/digits/recipe.yaml"))
+        # What the bundles of digits have in common is built once.
         cache = Cache(folder.parent / "digits-cache")
-        build(recipe, load_target("rpi4b", {"threads": 1}), folder, cache=cache)
+        build(recipe, load_target(target, {"threads": 1}), folder, cache=cache)
 
-    return once(tmp_path_factory, "built-digits-int8", make)
+    return once(tmp_path_factory, f"built-digits-{target}", make)

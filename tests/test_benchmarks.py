@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -67,6 +68,13 @@ def gpu():
     yield from program("gpu")
 
 
+@pytest.fixture(scope="module")
+def instructions():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")  # Where it finds its neighbour, as a script.
+        yield from program("instructions")
+
+
 def test_without_a_gpu_nothing_is_measured_and_the_page_stays(tmp_path):
     try:
         find().gpu()
@@ -90,6 +98,30 @@ def test_the_section_of_a_gpu_outlives_what_is_measured_without_one(gpu):
     assert gpu.with_section("# Benchmarks\n\nanew\n", gpu.section_of(page)).endswith(section)
     assert gpu.with_section(page, f"{gpu.HEADING}\n\nothers\n").count("figures") == 0
     assert gpu.section_of((ROOT / "docs/benchmarks.md").read_text()).startswith(gpu.HEADING)
+
+
+def test_sections_of_a_page_do_not_overwrite_each_other(instructions, gpu):
+    counted, measured = (f"{one.HEADING}\n\nfigures\n" for one in (instructions, gpu))
+    page = instructions.with_section("# Benchmarks\n\nof a processor\n", counted)
+    assert page == f"# Benchmarks\n\nof a processor\n\n{counted}"
+    page = gpu.with_section(page, measured)
+    assert page == f"# Benchmarks\n\nof a processor\n\n{counted}\n{measured}"
+    anew = instructions.with_section(page, counted.replace("figures", "others"))
+    assert anew == page.replace("figures", "others", 1)
+    assert gpu.section_of(anew) == measured
+    assert instructions.section_of(anew).strip() == counted.replace("figures", "others").strip()
+    assert instructions.with_section(anew, "") == f"# Benchmarks\n\nof a processor\n\n{measured}"
+
+
+def test_the_page_has_the_counts_that_the_tests_are_held_to(instructions):
+    section = instructions.section_of((ROOT / "docs/benchmarks.md").read_text())
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "]
+    head, *rows = rows
+    a72 = [one for one in rows if one[0] == "digits" and one[2] == "cortex-a72"]
+    found = [one[head.index("to each exit")].split(" / ")[-1] for one in a72]
+    committed = json.loads(instructions.COMMITTED.read_text())
+    assert found == [f"{one / 1e6:.2f}" for one in committed.values()]
+    assert committed.keys() == instructions.TARGETS.keys()
 
 
 def test_thresholds_of_a_network_that_knows_nothing_let_as_many_leave_at_each_exit(gpu, built_tiny):

@@ -1,8 +1,8 @@
 """What this process holds in memory, and what loading something adds to it.
 
 No engine on a processor tells Python what its arenas hold: ONNX Runtime has the figure in C alone,
-LiteRT counts none of what XNNPACK takes. So what a chain holds is read off the process: its private
-pages before and after.
+LiteRT counts none of what XNNPACK takes. So what a chain holds is read off the process: the pages
+that it alone has written, before and after.
 """
 
 import ctypes
@@ -31,10 +31,14 @@ def resident(proc: Path = _PROC) -> tuple[int | None, int | None]:
 
 
 def private_bytes(proc: Path = _PROC) -> int | None:
-    """Bytes in memory that are this process's alone; None where the kernel does not tell."""
+    """Bytes of the pages that this process alone has written, swapped out or not.
+
+    A library's own pages are not among them: other processes share them, and the system can drop
+    them. None where the kernel does not tell.
+    """
     rollup = sysfs.text(proc / "smaps_rollup") or ""
-    clean, dirty = _bytes(rollup, "Private_Clean"), _bytes(rollup, "Private_Dirty")
-    return None if clean is None or dirty is None else clean + dirty
+    dirty, swapped = _bytes(rollup, "Private_Dirty"), _bytes(rollup, "Swap")
+    return None if dirty is None else dirty + (swapped or 0)
 
 
 def available_bytes(root: Path = sysfs.ROOT) -> int | None:

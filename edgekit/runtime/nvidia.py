@@ -111,7 +111,11 @@ def look(root: Path = ROOT, python: Python | None = None) -> Nvidia | None:
 
 def engines(found: Nvidia | None) -> list[str]:
     """The engines that run here, as far as Python has what they need; `found` is of `look`."""
-    here = {"onnxruntime": _importable("onnxruntime")}
+    litert = ("ai_edge_litert", "tflite_runtime")
+    here = {
+        "onnxruntime": _importable("onnxruntime"),
+        "litert": any(_importable(name) for name in litert),
+    }
     if found is not None and refusal(found) is None:
         modules = set(found.python.modules)
         cuda = bool(modules & set(CUDA_MODULES))

@@ -252,7 +252,7 @@ def test_doctor_finds_what_the_tests_run_on(cli):
     ended = cli("doctor", "--json", "-")
     assert ended.code == 0
     report = json.loads(ended.out)
-    assert report["engines"] == ["onnxruntime"]
+    assert report["engines"] == ["onnxruntime", "litert"]
     assert report["host_packages"]["torch"].startswith("2.")
     assert report["advice"] == []
     assert "build bundles    yes" in ended.err

@@ -10,8 +10,11 @@ MB = 2**20
 
 ROLLUP = """55c0a0000000-7ffd5e7f1000 ---p 00000000 00:00 0                          [rollup]
 Rss:               93160 kB
+Shared_Clean:      28364 kB
 Private_Clean:       684 kB
 Private_Dirty:     54312 kB
+Swap:                 96 kB
+SwapPss:              96 kB
 """
 
 
@@ -48,12 +51,15 @@ def test_the_process_is_never_larger_than_at_most() -> None:
     assert 0 < now <= peak
 
 
-def test_private_pages_are_added_up_and_no_others(tmp_path: Path) -> None:
+def test_pages_of_its_own_count_swapped_out_or_not_and_a_librarys_do_not(tmp_path: Path) -> None:
+    # Whether those are private depends on who else runs the same engine.
     (tmp_path / "smaps_rollup").write_text(ROLLUP)
-    assert memory.private_bytes(tmp_path) == (684 + 54312) * 1024
+    assert memory.private_bytes(tmp_path) == (54312 + 96) * 1024
+    (tmp_path / "smaps_rollup").write_text(ROLLUP.replace("Swap", "Other"))
+    assert memory.private_bytes(tmp_path) == 54312 * 1024
 
 
-@pytest.mark.parametrize("text", [None, "", "Private_Clean: kB", "VmRSS:\t99 MB"])
+@pytest.mark.parametrize("text", [None, "", "Private_Dirty: kB", "VmRSS:\t99 MB"])
 def test_a_kernel_that_does_not_tell_gives_none(
     tmp_path: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

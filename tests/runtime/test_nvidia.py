@@ -138,10 +138,19 @@ def test_a_plain_machine_has_nothing_of_nvidias(tmp_path: Path) -> None:
 
 def test_an_engine_counts_only_where_its_gpu_and_its_modules_are(tmp_path: Path) -> None:
     root = t4(tmp_path)
-    assert nvidia.engines(None) == ["onnxruntime"]
-    assert nvidia.engines(found(root, "3.11", "tensorrt", "onnxruntime-gpu")) == ["onnxruntime"]
+    plain = ["onnxruntime", "litert"]
+    assert nvidia.engines(None) == plain
+    assert nvidia.engines(found(root, "3.11", "tensorrt", "onnxruntime-gpu")) == plain
     both = found(root, "3.11", *COMPLETE)
-    assert nvidia.engines(both) == ["onnxruntime", "onnxruntime-cuda", "tensorrt"]
+    assert nvidia.engines(both) == ["onnxruntime", "onnxruntime-cuda", "tensorrt", "litert"]
+
+
+@pytest.mark.parametrize("module", ["ai_edge_litert", "tflite_runtime"])
+def test_either_package_of_litert_is_its_engine(
+    monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setattr(nvidia, "_importable", lambda name: name == module)
+    assert nvidia.engines(None) == ["litert"]
 
 
 def test_this_python_is_described_without_importing_an_engine() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.runtime import board, jetson, raspberrypi
+from edgekit.runtime import raspberrypi
 from tests.runtime import boards
 
 ANSWERS = {
@@ -274,10 +274,3 @@ def test_files_with_nonsense_are_left_out(tmp_path: Path) -> None:
             path.write_bytes(b"\xff\x00 nonsense " + b"9" * 5000)
     look = found(tmp_path).snapshot()
     assert look == raspberrypi.Snapshot({}, None, None, None)
-
-
-def test_each_board_is_found_as_its_own_kind(tmp_path: Path) -> None:
-    assert board.find(tmp_path) is None
-    pi = board.find(boards.raspberry_pi(tmp_path / "pi"))
-    assert isinstance(pi, raspberrypi.RaspberryPi)
-    assert isinstance(board.find(boards.orin_nano(tmp_path / "orin")), jetson.Jetson)

@@ -13,11 +13,13 @@ from edgekit.stages.export import Export
 from edgekit.stages.split import Split
 
 
-def split(model: nn.Module, exits: int, sample: torch.Tensor) -> Segments[fx.GraphModule]:
+def split(
+    model: nn.Module, exits: int, sample: torch.Tensor, *, channels_last: bool = False
+) -> Segments[fx.GraphModule]:
     names = tuple(f"exit{index + 1}" for index in range(exits))
     network = Network(Exits(model.eval(), names).eval(), names, sample)
     exported = Export()(network, lambda text: None).artifact
-    segments = Split()(exported, lambda text: None).artifact
+    segments = Split(channels_last=channels_last)(exported, lambda text: None).artifact
     assert segments.problems() == []
     return segments
 
@@ -40,8 +42,10 @@ def operations(part) -> list[str]:
     return [node.name for node in tensors if not is_view(node)]
 
 
-def assert_same_as_whole(model: nn.Module, exits: int, sample: torch.Tensor) -> Segments:
-    segments = split(model, exits, sample)
+def assert_same_as_whole(
+    model: nn.Module, exits: int, sample: torch.Tensor, *, channels_last: bool = False
+) -> Segments:
+    segments = split(model, exits, sample, channels_last=channels_last)
     x = torch.randn(5, *sample.shape[1:])
     with torch.no_grad():
         outputs = model(x)
@@ -255,6 +259,37 @@ def test_any_net_is_split_into_disjoint_segments_that_compute_the_same(net):
         )
         for name in part.outputs:
             assert segments.tensors[name].shape[0] is None, "a sample is no row of it"
+
+
+class Maps(nn.Module):
+    """Layers that read any earlier feature maps, and exits anywhere."""
+
+    def __init__(self, reads: list[tuple[int, int]], taps: list[int]):
+        super().__init__()
+        self.reads, self.taps = reads, taps
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in reads)
+        self.heads = nn.ModuleList(nn.Linear(3 * 4 * 5, 3) for _ in taps)
+
+    def forward(self, x):
+        values = [x]
+        for layer, (left, right) in zip(self.layers, self.reads, strict=True):
+            first, second = values[left % len(values)], values[right % len(values)]
+            values.append((layer(first) + second).relu())
+        # Flat, as a convolution's output is read by a linear layer: in its own order.
+        pairs = zip(self.heads, self.taps, strict=True)
+        return [head(values[tap].flatten(1)) for head, tap in pairs]
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(random_nets())
+def test_feature_maps_cross_with_their_channels_last_and_nothing_else_changes(net):
+    maps = Maps(net.reads, net.taps)
+    sample = torch.randn(2, 3, 4, 5)
+    segments = assert_same_as_whole(maps, len(net.taps), sample, channels_last=True)
+    for part in segments.chain:
+        for name in set(part.outputs) - set(part.logits.values()):
+            assert segments.tensors[name].shape in {(None, 4, 5, 3), (None, 60)}
+            assert segments.greatest[name] in {(4, 5, 3), (60,)}
 
 
 class Returns(nn.Module):

@@ -5,39 +5,53 @@ of its own that is made when it is first needed, where the file says that its ba
 (`shape_signature`), and one by one where it does not: XNNPACK takes no sizes that vary.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 from edgekit.errors import DeviceError
 from edgekit.runtime.engines import Array, HostMemory
 
-try:
-    from ai_edge_litert.interpreter import Interpreter
-
-    _PACKAGE = "ai-edge-litert"
-except ImportError:
-    from tflite_runtime.interpreter import Interpreter
-
-    _PACKAGE = "tflite-runtime"
-
 __all__ = ["GROUP_ROWS", "LiteRTEngine", "load", "unannounced"]
 
 GROUP_ROWS = 8
 """Samples of a batch that run at once: enough to share what a call costs, whatever the batch."""
 
+_PACKAGES = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+}
+"""Where the interpreter may come from, the same in both; the first is what still goes on."""
+
 _MEMORY = HostMemory()
+
+
+@cache
+def _found() -> tuple[str, Any]:
+    """The package that is here, and its interpreter. Raises DeviceError where there is none."""
+    reason = ""
+    for package, module in _PACKAGES.items():
+        try:
+            return package, importlib.import_module(module).Interpreter
+        except ImportError as error:
+            # Its words alone: with its traceback it would hold the caller's frame, and whatever
+            # an engine has there, until a collection. An interpreter that is held does not run.
+            reason = str(error)
+    raise DeviceError(f"engine litert is not installed ({reason}): pip install 'edgekit[litert]'")
 
 
 class LiteRTEngine:
     """A segment in interpreters: of one sample, and of `GROUP_ROWS` once there are so many."""
 
     memory = _MEMORY
-    version = f"{_PACKAGE} {version(_PACKAGE)}"
 
     def __init__(self, content: bytes, name: str, threads: int) -> None:
+        package, self._make = _found()
+        self.version = f"{package} {version(package)}"
         self._content = content
         self._name = name
         self._threads = threads
@@ -82,7 +96,7 @@ class LiteRTEngine:
         if rows not in self._interpreters:
             try:
                 # Of content the structure is verified; of a file's path it would not be.
-                made = Interpreter(model_content=self._content, num_threads=self._threads)
+                made = self._make(model_content=self._content, num_threads=self._threads)
                 if rows > 1:
                     for one in made.get_input_details():
                         made.resize_tensor_input(one["index"], [rows, *one["shape"][1:]])
@@ -140,4 +154,4 @@ def unannounced() -> Iterator[None]:
 
 
 def _refusal(name: str, error: Exception) -> str:
-    return f"{_PACKAGE} refuses {name}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{_found()[0]} refuses {name}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,9 +1,13 @@
 """ONNX Runtime on the CPU: models that it must not stumble over."""
 
+import subprocess
+import sys
+
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.runtime.engines.onnxruntime import load
+from tests.conftest import ROOT
 
 HALF = TensorProto.FLOAT16
 
@@ -35,3 +39,20 @@ def test_float16_that_is_turned_in_front_of_a_product_does_not_take_the_process_
     (engine,) = load([("segment-1", model.SerializeToString())], threads=1)
     shapes = engine.shapes({"x": np.zeros((2, 3, 16, 16), np.float16)})
     assert shapes == {"y": (2, 4)}
+
+
+def started(home, code, **environment: str) -> str:
+    """What a program prints that runs as on a device, not as in CI, where telemetry is off."""
+    alone = {"PYTHONPATH": str(ROOT), "HOME": str(home), **environment}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=alone).stdout
+
+
+def test_nobody_is_told_what_runs_here(tmp_path):
+    started(tmp_path, "import edgekit.runtime.engines.onnxruntime")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "an identifier was left"
+
+
+def test_who_wants_telemetry_keeps_it(tmp_path):
+    code = "import os, edgekit; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert started(tmp_path, code, ORT_DISABLE_TELEMETRY="0") == "0\n"
