@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.bundle.reader import read_bundle
-from tests.conftest import ROOT, once
+from tests.conftest import ROOT, digits_for, once
 
 OLDEST = (3, 10)
 """What JetPack 6 has, and the oldest Python that a device may have."""
@@ -170,3 +170,31 @@ def test_an_installed_edgekit_makes_the_wheel_that_it_came_in(device, digits_bun
     assert ended.returncode == 0, ended.stderr
     pinned = read_bundle(digits_bundle).manifest.requirements.packages
     assert pinned[0] == f"edgekit=={ended.stdout.strip()}"
+
+
+@pytest.fixture(scope="session")
+def old_device(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """The `bin` of an environment with the last tflite-runtime, which wants a numpy of its time."""
+
+    def make(folder: Path) -> None:
+        subprocess.run([oldest_python(), "-m", "venv", folder], check=True)
+        pip = [folder / "bin/python", "-m", "pip", "install", "--quiet"]
+        wanted = ["tflite-runtime==2.14.0", "numpy<2", "pillow", wheel]
+        subprocess.run([*pip, *wanted], check=True)
+
+    return once(tmp_path_factory, "old-device", make) / "bin"
+
+
+def test_the_last_tflite_runtime_gives_the_golden_outputs(old_device, tmp_path_factory):
+    bundle = digits_for(tmp_path_factory, "rpi4b-litert")
+    ended = run(old_device, "edgekit", "verify", bundle, "--json", "-")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["engine"] == "tflite-runtime 2.14.0"
+    assert found["golden"]["samples"] == 8
+    assert max(found["golden"]["max_relative_error"].values()) <= found["golden"]["limit"]
+    pictures = sorted((ROOT / "recipes/digits/samples").glob("*.png"))
+    ended = run(old_device, "edgekit", "run", bundle, *pictures, "--json", "-")
+    assert ended.returncode == 0, ended.stderr
+    for one in json.loads(ended.stdout)["predictions"]:
+        assert f"label-{one['label']}" in one["file"]

@@ -33,14 +33,15 @@ _MEMORY = HostMemory()
 @cache
 def _found() -> tuple[str, Any]:
     """The package that is here, and its interpreter. Raises DeviceError where there is none."""
+    reason = ""
     for package, module in _PACKAGES.items():
         try:
             return package, importlib.import_module(module).Interpreter
         except ImportError as error:
-            reason = error
-    raise DeviceError(
-        f"engine litert is not installed ({reason}): pip install 'edgekit[litert]'"
-    ) from None
+            # Its words alone: with its traceback it would hold the caller's frame, and whatever
+            # an engine has there, until a collection. An interpreter that is held does not run.
+            reason = str(error)
+    raise DeviceError(f"engine litert is not installed ({reason}): pip install 'edgekit[litert]'")
 
 
 class LiteRTEngine:
