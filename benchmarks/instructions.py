@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -81,10 +82,10 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, action="append", help="all by default")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     options = parser.parse_args()
-    rows: list[str] = []
+    chosen = options.network or list(NETWORKS)
+    rows, spreads = kept(section_of(options.page.read_text("utf-8")), chosen)
     committed: dict[str, int] = {}
-    spreads = ""
-    for network in options.network or NETWORKS:
+    for network in chosen:
         recipe, runs = NETWORKS[network]
         for engine, target in TARGETS.items():
             folder = options.output / f"{network}-{target}"
@@ -111,8 +112,18 @@ def main() -> None:
 def write(page: Path, rows: list[str], spreads: str) -> None:
     """Put the section into the page."""
     text = HEAD.format(heading=HEADING, date=datetime.now(timezone.utc).date())
+    order = list(NETWORKS)
+    rows = sorted(rows, key=lambda one: order.index(one.split(" | ")[0].removeprefix("| ")))
     text += "\n".join([COLUMNS, "|---" * 10 + "|", *rows]) + "\n" + spreads
     page.write_text(with_section(page.read_text("utf-8"), text), "utf-8")
+
+
+def kept(section: str, chosen: Sequence[str]) -> tuple[list[str], str]:
+    """Of an older section the rows of networks that are not counted now, and the spreads."""
+    others = tuple(f"| {one} |" for one in NETWORKS if one not in chosen)
+    rows = [line for line in section.splitlines() if others and line.startswith(others)]
+    spreads = re.findall(r"^\nOf .*?least\.\n", section, re.M | re.S)
+    return rows, "" if "digits" in chosen else "".join(spreads)
 
 
 def with_section(page: str, section: str) -> str:

@@ -122,6 +122,21 @@ def test_sections_of_a_page_do_not_overwrite_each_other(instructions, gpu):
     assert instructions.with_section(anew, "") == f"# Benchmarks\n\nof a processor\n\n{measured}"
 
 
+def test_networks_that_are_not_counted_again_stay_on_the_page(instructions, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Benchmarks\n")
+    rows = [f"| {name} | an engine | 1.0 |" for name in instructions.NETWORKS]
+    spread = instructions.SPREAD.format(repeats=10, engine="an engine", spread=0.0)
+    instructions.write(page, rows, 2 * spread)
+    section = instructions.section_of(page.read_text())
+    assert instructions.kept(section, ["glyphs"]) == ([rows[0], rows[2]], 2 * spread)
+    assert instructions.kept(section, list(instructions.NETWORKS)) == ([], "")
+    before = page.read_text()
+    again, spreads = instructions.kept(section, ["glyphs"])
+    instructions.write(page, [*again, rows[1]], spreads)
+    assert page.read_text() == before
+
+
 def test_the_page_has_the_counts_that_the_tests_are_held_to(instructions):
     section = instructions.section_of((ROOT / "docs/benchmarks.md").read_text())
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "]

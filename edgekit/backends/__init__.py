@@ -31,6 +31,7 @@ __all__ = [
     "backend_for",
     "checked_with",
     "is_mask",
+    "step_of",
 ]
 
 _ONNX_TOOLS = (
@@ -58,6 +59,9 @@ _TFLITE_TOOLS = (
 
 TOOLS = {"onnxruntime": _ONNX_TOOLS, "tensorrt": _ONNX_TOOLS, "litert": _TFLITE_TOOLS}
 """The packages whose versions decide what comes out, per engine; named without importing them."""
+
+_WHOLE = 1e-3
+"""How far from a whole number of steps a weight may be: float32 is a hundredfold nearer."""
 
 Array = npt.NDArray[Any]
 Features = Callable[[], Iterator[dict[str, Array]]]
@@ -172,6 +176,26 @@ class Backend(Protocol):
 def is_mask(values: Array) -> bool:
     """Whether values of any shape reach below what a float16 holds, as no feature does."""
     return values.dtype.kind == "f" and bool((values < np.finfo(np.float16).min).any())
+
+
+def step_of(values: Array) -> float | None:
+    """The step that float32 `values` of any shape are whole multiples of, 127 at most to each side.
+
+    The largest such; None where there is none.
+    """
+    most = float(np.abs(values).max(initial=0))
+    if most == 0:
+        return 0.0
+    unique = np.unique(values).astype(np.float64)
+    if len(unique) > 255:
+        return None
+    for count in range(1, 128):
+        steps = unique * (count / most)
+        whole = np.rint(steps)
+        if np.abs(steps - whole).max() < _WHOLE:
+            # Of all values, each of which was rounded to a float32.
+            return float((unique @ whole) / (whole @ whole))
+    return None
 
 
 RTX_PACKAGE = "tensorrt-rtx-cu13-libs"

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edgekit.backends import Array, Crossing, Features, is_mask
 from edgekit.backends.onnx_graph import head_nodes, masked_nodes, with_names
+from edgekit.backends.onnx_trained import unquantized, weight_steps
 from edgekit.recipe import Quantize
 from edgekit.stages import Part
 
@@ -62,20 +64,20 @@ def to_int8(
     inputs are integers. Heads, logits and confidences stay float32.
     """
     model = with_names(onnx.load_from_string(part.program))
+    trained = unquantized(model)
     masks = {name for batch in features() for name, values in batch.items() if is_mask(values)}
     floats = head_nodes(model, part.looked_at) | masked_nodes(model, masks)
     _shield_logits(model, part)
     kind = _ACTIVATIONS[activations]
-    shared = {
-        name: [
-            {
-                "quant_type": kind,
-                "scale": np.array(one.scale, np.float32),
-                "zero_point": np.array(one.zero_point, one.dtype),
-            }
-        ]
-        for name, one in entering.items()
-    }
+    quantized = [node for node in model.graph.node if node.name not in floats]
+    touched = {name for node in quantized for name in (*node.input, *node.output)}
+    known = {name: one for name, one in trained.items() if name in touched} | dict(entering)
+    shared = {name: [_override(one, activations)] for name, one in known.items()}
+    if trained:
+        shared |= {
+            name: [{"axis": axis, **_override(Crossing("int8", step), "int8")} for step in steps]
+            for name, (axis, steps) in weight_steps(model, floats).items()
+        }
     extra = {
         # Signed activations keep a zero point: what a ReLU gives is never negative, and symmetric
         # it would use half of the steps, and the ReLU itself would have to stay, in float.
@@ -113,9 +115,21 @@ def to_int8(
     return model, leaving
 
 
+def _override(crossing: Crossing, dtype: str) -> dict[str, Any]:
+    """A scale and a zero point as the quantizer wants them, for integers of this type."""
+    least = {"int8": -128, "uint8": 0}
+    zero_point = crossing.zero_point - least[crossing.dtype] + least[dtype]
+    return {
+        "quant_type": _ACTIVATIONS[dtype],
+        "scale": np.array(crossing.scale, np.float32),
+        "zero_point": np.array(zero_point, dtype),
+    }
+
+
 def to_int8_dynamic(part: Part[bytes]) -> onnx.ModelProto:
     """The part with INT8 weights, per channel, whose activations' ranges are read at run time."""
     model = with_names(onnx.load_from_string(part.program))
+    unquantized(model)
     heads = head_nodes(model, part.looked_at)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
@@ -138,6 +152,7 @@ def to_float16(
 ) -> tuple[onnx.ModelProto, dict[str, Crossing]]:
     """The part in float16, boundaries too; the network's input, heads and logits stay float32."""
     model = with_names(onnx.load_from_string(part.program))
+    unquantized(model)
     looked_at = set(part.looked_at)
     heads = head_nodes(model, looked_at)
     wide = [name for name in part.inputs if name not in entering] + sorted(looked_at)

@@ -20,6 +20,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from edgekit.backends import Array, Crossing, Features, is_mask
 from edgekit.backends.onnx_graph import head_nodes, masked_nodes, with_names
+from edgekit.backends.onnx_trained import unquantized
 from edgekit.errors import BuildError
 from edgekit.quiet import quiet
 from edgekit.recipe import Quantize
@@ -58,6 +59,7 @@ def to_typed_float16(
     BuildError where a tensor of theirs is beyond what float16 holds.
     """
     model = with_names(onnx.load_from_string(part.program))
+    unquantized(model)
     _demand_halves(model, part, features)
     return _in_halves(model, part, entering)
 
@@ -77,6 +79,7 @@ def to_typed_int8(
     where a tensor is beyond what float16 holds.
     """
     model = with_names(onnx.load_from_string(part.program))
+    unquantized(model)
     masks = _demand_halves(model, part, features)
     nodes = _quantizable(model, part.looked_at, masks)
     wanted = {node.input[0] for node in nodes}

@@ -18,7 +18,7 @@ from ai_edge_quantizer.qtyping import TFLOperationName
 from ai_edge_quantizer.quantizer import Quantizer
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from edgekit.backends import Array, Crossing, Features, Quantized, is_mask
+from edgekit.backends import Array, Crossing, Features, Quantized, is_mask, step_of
 from edgekit.backends.tflite_graph import Graph
 from edgekit.backends.tflite_lower import without_transposes
 from edgekit.errors import BuildError, EdgekitError, describe_failure
@@ -27,7 +27,7 @@ from edgekit.recipe import Quantize
 from edgekit.stages import Part
 from edgekit.target import Target
 
-__all__ = ["step_of", "to_lower"]
+__all__ = ["to_lower"]
 
 _RECIPES = {
     "int8": recipe.static_wi8_ai8,
@@ -42,9 +42,6 @@ _STEPS = {"int8": (-128, 127), "int16": (-32767, 32767)}
 
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 """Which dimension of an operator's weights has the output channels, each with its own scale."""
-
-_WHOLE = 1e-3
-"""How far from a whole number of steps a weight may be: float32 is a hundredfold nearer."""
 
 _ORDER_KEEPING = {"TRANSPOSE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "MAX_POOL_2D"}
 """What gives values that it is given: quantizing before it is quantizing behind it."""
@@ -320,26 +317,6 @@ def _trained_weights(graph: Graph, floats: set[int]) -> dict[str, dict[str, Any]
             most = 127 * np.array(scales)
             found[graph.name(operator.inputs[1])] = _statistic(-most, most, tuple(shape))
     return found
-
-
-def step_of(values: Array) -> float | None:
-    """The step that float32 `values` of any shape are whole multiples of, 127 at most to each side.
-
-    The largest such; None where there is none.
-    """
-    most = float(np.abs(values).max(initial=0))
-    if most == 0:
-        return 0.0
-    unique = np.unique(values).astype(np.float64)
-    if len(unique) > 255:
-        return None
-    for count in range(1, 128):
-        steps = unique * (count / most)
-        whole = np.rint(steps)
-        if np.abs(steps - whole).max() < _WHOLE:
-            # Of all values, each of which was rounded to a float32.
-            return float((unique @ whole) / (whole @ whole))
-    return None
 
 
 def _leave_as_integers(graph: Graph, name: str) -> Crossing | None:

@@ -1,6 +1,5 @@
 """TFLite segments of lower precision: what crosses, what stays float, and what the engine does."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,14 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgekit.backends import Crossing
 from edgekit.backends.litert import LiteRTBackend
 from edgekit.backends.tflite_graph import Graph
 from edgekit.backends.tflite_lower import batch_freed, without_transposes
-from edgekit.backends.tflite_quantize import step_of, to_lower
+from edgekit.backends.tflite_quantize import to_lower
 from edgekit.errors import BuildError
 from edgekit.recipe import Quantize
 from edgekit.stages import Network
@@ -267,18 +264,3 @@ def test_a_file_of_a_trained_model_quantizes_nothing_twice(trained):
     for precision in ("int8-dynamic", "int8-weights"):
         graph = Graph(quantized(Lowered(model, one, {"x": x}), precision).program)
         assert not conversions(graph, "QUANTIZE")
-
-
-@given(
-    st.lists(st.integers(-127, 127), min_size=1, max_size=200),
-    st.floats(1e-6, 1e3, allow_subnormal=False),
-)
-def test_a_step_is_found_again_from_float32_weights(counts, step):
-    values = (np.array(counts) * step).astype(np.float32)
-    # All even counts lie on twice the step as well.
-    assert step_of(values) == pytest.approx(step * math.gcd(*counts), rel=1e-6)
-
-
-def test_weights_on_no_steps_have_none():
-    assert step_of(np.random.default_rng(0).normal(size=(27,)).astype(np.float32)) is None
-    assert step_of(np.arange(1, 300, dtype=np.float32)) is None

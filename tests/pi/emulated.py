@@ -200,9 +200,8 @@ def debian_pins() -> list[tuple[str, str, str]]:
     return [tuple(line.split()) for line in lines if not line.startswith("#")]  # type: ignore[misc]
 
 
-@contextmanager
-def apt() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Calls `apt-get` on Debian's packages for the Pi, from where this machine has its own.
+def apt() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A call of `apt-get` on Debian's packages for the Pi, from where this machine has its own.
 
     Nothing of the machine is changed: lists and archives lie under the cache folder. Raises NotHere
     where there is no apt of Debian, or the lists cannot be fetched.
@@ -233,7 +232,7 @@ def apt() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     ended = run("update")
     if ended.returncode:
         raise NotHere(f"apt cannot read Debian's lists for aarch64: {_last(ended.stderr)}")
-    yield run
+    return run
 
 
 def pip_download(requirements: Iterable[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -271,9 +270,8 @@ def _mirror() -> str:
     targets = ["indextargets", "--no-release-info", "--format", form, "Created-By: Packages"]
     release = platform.freedesktop_os_release()
     for line in _ended("apt-get", *targets).stdout.splitlines():
-        address, suite, component = line.split()
-        here = release["ID"], release.get("VERSION_CODENAME"), "main"
-        if here == ("debian", suite, component):
+        address, *suite = line.split()
+        if release["ID"] == "debian" and suite == [release.get("VERSION_CODENAME"), "main"]:
             return address
     raise NotHere(f"apt knows no mirror of Debian here (this is {release['PRETTY_NAME']})")
 
@@ -284,9 +282,8 @@ def _write_system(folder: Path) -> None:
     found = _verified(archives)
     missing = [one for one in debian_pins() if one[2] not in found]
     if missing:
-        with apt() as run:
-            wanted = [f"{name}={version}" for name, version, _ in missing]
-            ended = run("download", *wanted, cwd=archives)
+        wanted = [f"{name}={version}" for name, version, _ in missing]
+        ended = apt()("download", *wanted, cwd=archives)
         if ended.returncode:
             raise PinError(
                 f"apt has not what tests/pi/pins/debian.txt pins: {_last(ended.stderr)}; {_RENEW}"

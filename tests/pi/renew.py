@@ -44,8 +44,8 @@ def main() -> None:
     """Fetch everything, and write down what came."""
     CACHE.mkdir(parents=True, exist_ok=True)
     PINS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, apt() as run:
-        _demand(run("download", *SYSTEM, cwd=Path(folder)))
+    with tempfile.TemporaryDirectory() as folder:
+        _demand(apt()("download", *SYSTEM, cwd=Path(folder)))
         lines = []
         for name in SYSTEM:
             (deb,) = Path(folder).glob(f"{name}_*.deb")

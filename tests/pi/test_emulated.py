@@ -2,7 +2,6 @@
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import pytest
 
@@ -104,11 +103,21 @@ def test_packages_that_are_gone_say_how_to_renew_the_pins(cache, tmp_path, monke
         return subprocess.CompletedProcess(command, 100, "", "E: Version '0.0' was not found\n")
 
     monkeypatch.setattr(emulated, "_ended", said)
-    monkeypatch.setattr(emulated, "apt", lambda: nullcontext(said))
+    monkeypatch.setattr(emulated, "apt", lambda: said)
     with pytest.raises(PinError, match=r"Version '0.0' was not found.*make pins-pi"):
         emulated.made("debian", emulated._write_system)
     with pytest.raises(PinError, match=r"make pins-pi"):
         emulated.made("mine", lambda folder: emulated._write_site("mine", folder))
+
+
+def test_without_a_network_pins_are_not_called_gone(cache, monkeypatch):
+    def said(*command, **_):
+        reason = "ERROR: Could not find a version that satisfies numpy (from versions: none)"
+        return subprocess.CompletedProcess(command, 1, "", f"WARNING: Retrying\n{reason}\n")
+
+    monkeypatch.setattr(emulated, "_ended", said)
+    with pytest.raises(NotHere, match="no package index"):
+        emulated.made("mine", lambda folder: emulated._write_site("litert", folder))
 
 
 def test_without_qemu_the_word_is_what_to_install(monkeypatch):
