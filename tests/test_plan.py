@@ -292,7 +292,7 @@ def test_a_tools_other_version_runs_everything(tiny_recipe, tiny_cache, monkeypa
 
 
 def test_two_clones_share_what_either_built(tiny_recipe, tiny_cache, tmp_path):
-    make(tiny_recipe, tiny_cache)
+    assert make(tiny_recipe, tiny_cache)[1] == []
     twin = write_tiny_recipe(tmp_path / "twin")
     assert make(twin, tiny_cache)[1] == []
     assert contents(twin.parent / "out") == contents(tiny_recipe.parent / "out")
