@@ -314,7 +314,7 @@ def test_a_file_that_holds_no_policy_is_refused(cli, built_tiny, tmp_path):
 
 
 def test_a_page_without_matplotlib_is_a_note_of_build_and_refused_by_report(
-    cli, built_tiny, tiny_recipe, tmp_path, monkeypatch
+    cli, built_tiny, tiny_recipe, tiny_cache, tmp_path, monkeypatch
 ):
     # One that is installed and cannot be loaded is found out as well.
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -329,7 +329,7 @@ def test_a_page_without_matplotlib_is_a_note_of_build_and_refused_by_report(
 
 
 def test_a_page_that_cannot_be_written_takes_nothing_from_a_finished_build(
-    cli, tiny_recipe, tmp_path, monkeypatch
+    cli, tiny_recipe, tiny_cache, tmp_path, monkeypatch
 ):
     def full(path, content):
         raise BuildError(f"{path}: no space left for it; free some")
