@@ -257,12 +257,13 @@ def test_a_build_that_is_stopped_leaves_the_old_bundle(built_tiny, tmp_path, sto
         assert len(leftovers(output.parent)) == 2
 
 
-def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tmp_path):
+def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tiny_cache, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     script = (
         f"mount -t tmpfs -o size=64k tmpfs {disk} && "
-        f"{sys.executable} -m edgekit.cli build {tiny_recipe} --output {disk}/bundle; "
+        f"{sys.executable} -m edgekit.cli build {tiny_recipe} --set golden_samples=3 "
+        f"--output {disk}/bundle; "
         f"echo code $?; ls -A {disk}"
     )
     unshare = ["unshare", "--mount", "--map-root-user"]
