@@ -1,11 +1,13 @@
 """What several tests share: the command line in this process, a small recipe, built bundles."""
 
+import gc
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Two test processes share two cores, and OpenMP's threads wait for each other by spinning: with a
 # team as large as the machine in each, PyTorch is twenty times slower. Set before torch is loaded.
@@ -15,6 +17,9 @@ import filelock
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from edgekit.cache import Cache
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,6 +80,16 @@ data:
 def _seeded():
     """Weights and inputs that a test draws are the same each time: what fails can be run again."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_loaded_stays():
+    """Half a million objects of PyTorch's are not searched again for garbage, many times a build.
+
+    Whatever a test makes is: a module's tests have not begun.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -161,15 +176,29 @@ def reference_of(network, policy, batches, limits):
 @pytest.fixture(scope="session")
 def built_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the tiny recipe; read-only by agreement, see `tiny_bundle`."""
+    from edgekit.cache import Cache
     from edgekit.pipeline import build
     from edgekit.recipe import load_recipe
     from edgekit.target import load_target
 
     def make(folder: Path) -> None:
         recipe = write_tiny_recipe(tmp_path_factory.mktemp("recipe") / "tiny")
-        build(load_recipe(str(recipe)), load_target("host"), folder)
+        cache = Cache(folder.with_name("tiny-cache"))
+        build(load_recipe(str(recipe)), load_target("host"), folder, cache=cache)
 
     return once(tmp_path_factory, "built-tiny", make)
+
+
+@pytest.fixture
+def tiny_cache(built_tiny: Path, cache_of_its_own: None) -> "Cache":
+    """A cache of the test's own, the command's too, in which a clone of the tiny recipe is built.
+
+    For what a test does after a first build: that one is restored. Its recipe's folder is another,
+    so no earlier build of this one is known.
+    """
+    from edgekit.cache import Cache, default_folder
+
+    return Cache(Path(shutil.copytree(built_tiny.with_name("tiny-cache"), default_folder())))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ def gated_recipe(tmp_path: Path) -> Path:
 def maps_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         recipe = write_recipe(tmp_path_factory.mktemp("recipe") / "maps", "maps", MAPS, MAPS_RECIPE)
-        build(load_recipe(str(recipe)), load_target("host"), folder)
+        cache = Cache(folder.with_name("maps-cache"))
+        build(load_recipe(str(recipe)), load_target("host"), folder, cache=cache)
 
     return once(tmp_path_factory, "built-maps", make)
 
@@ -172,7 +174,8 @@ def gated_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = write_recipe(
             tmp_path_factory.mktemp("recipe") / "gated", "gated", GATED, GATED_RECIPE
         )
-        build(load_recipe(str(recipe)), load_target("host"), folder)
+        cache = Cache(folder.with_name("gated-cache"))
+        build(load_recipe(str(recipe)), load_target("host"), folder, cache=cache)
 
     return once(tmp_path_factory, "built-gated", make)
 
@@ -394,8 +397,9 @@ def test_thresholds_are_tuned_to_a_learned_gate(gated_recipe, tmp_path):
 @pytest.mark.parametrize("name", ["maps", "gated"])
 def test_a_rebuild_that_goes_on_from_the_cache_is_the_same(name, request, tmp_path):
     path = request.getfixturevalue(f"{name}_recipe")
-    cache = Cache(tmp_path / "cache")
-    first = build(load_recipe(str(path)), load_target("host"), tmp_path / "a", cache=cache)
+    bundle = request.getfixturevalue(f"{name}_bundle")
+    first = read_bundle(bundle)
+    cache = Cache(shutil.copytree(bundle.with_name(f"{name}-cache"), tmp_path / "cache"))
     threshold = {"policy.thresholds": 0.61}
     recipe = load_recipe(str(path), threshold)
     second = build(recipe, load_target("host"), tmp_path / "b", cache=cache)

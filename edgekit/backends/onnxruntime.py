@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import math
+import operator
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -301,27 +302,31 @@ def _no_form(name: str, error: Exception, opset: int) -> str:
 
 @contextmanager
 def _operators_read_once() -> Iterator[None]:
-    """Inside, torch.onnx takes onnxscript's operators as they were read the first time.
+    """Inside, torch.onnx takes the table of its operators as it was made the first time.
 
-    It would parse the source of all of them anew for each part, which takes longer than a small
-    part does itself. A torch that has no such place reads them each time.
+    It would parse the source of all of onnxscript's, and read the signatures of each, anew for
+    each part, which takes longer than a small part does itself. Nothing but a user's own operators
+    changes a table, and none are given. A torch that has no such place reads them each time.
     """
-    internal = getattr(torch.onnx, "_internal", None)
-    apis = getattr(getattr(internal, "_lazy_import", None), "onnxscript_apis", None)
-    read = getattr(apis, "get_torchlib_ops", None)
-    if apis is None or read is None:
+    place = operator.attrgetter("_internal.exporter._registration.ONNXRegistry")
+    try:
+        registry = place(torch.onnx)
+        own = vars(registry)["from_torchlib"]
+    except (AttributeError, KeyError):
         yield
         return
-    apis.get_torchlib_ops = lambda: _first_read(read)
+    registry.from_torchlib = staticmethod(
+        functools.partial(_first_read, own.__get__(None, registry))
+    )
     try:
         yield
     finally:
-        del apis.get_torchlib_ops  # The module's own shows again.
+        registry.from_torchlib = own
 
 
 @functools.cache
-def _first_read(read: Callable[[], Any]) -> Any:
-    return read()
+def _first_read(read: Callable[..., Any], **options: Any) -> Any:
+    return read(**options)
 
 
 def _free_names(model: ir.Model) -> None:

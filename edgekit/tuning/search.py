@@ -104,7 +104,11 @@ def taken(confidences: Floats, thresholds: npt.ArrayLike) -> Integers:
     `confidences` is float64 `[early exits, samples]`, `thresholds` has one for each.
     """
     sure = confidences >= np.asarray(thresholds, np.float64)[:, None]
-    return np.concatenate([sure, np.ones((1, sure.shape[1]), bool)]).argmax(axis=0)
+    # From the last to the first, which comes before all; `argmax` down so few rows takes longer.
+    left = np.full(sure.shape[1], len(sure))
+    for exit in reversed(range(len(sure))):
+        left[sure[exit]] = exit
+    return left
 
 
 def joined(several: Iterable[Points]) -> Points:

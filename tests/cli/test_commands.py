@@ -396,17 +396,18 @@ def test_with_json_on_standard_output_nothing_else_stands_there(
 
 
 def test_a_build_draws_a_page_once_and_verify_says_whether_it_is_as_written(
-    cli, tiny_recipe, tmp_path
+    cli, tiny_recipe, tiny_cache, tmp_path
 ):
     bundle = tmp_path / "out"
-    ended = cli("build", tiny_recipe, "--output", bundle, "--report")
+    arguments = "build", tiny_recipe, "--set", "golden_samples=3", "--output", bundle, "--report"
+    ended = cli(*arguments)
     assert ended.code == 0
     assert "  report " in ended.out
     assert f"Look at {bundle / 'report.html'}" in ended.out
     page = bundle / "report.html"
     assert "edgekit build" in page.read_text(encoding="utf-8")
     stat = page.stat()
-    ended = cli("build", tiny_recipe, "--output", bundle, "--report")
+    ended = cli(*arguments)
     assert "nothing has changed" in ended.out
     assert "  report " not in ended.out
     assert page.stat() == stat
@@ -420,7 +421,7 @@ def test_a_build_draws_a_page_once_and_verify_says_whether_it_is_as_written(
     assert json.loads(ended.out)["size_bytes"] == page.stat().st_size < 1e6
     assert cli("verify", bundle).code == 0
     page.write_bytes(b"")
-    assert "  report " in cli("build", tiny_recipe, "--output", bundle, "--report").out
+    assert "  report " in cli(*arguments).out
 
 
 def test_compare_shows_bundles_and_files_and_writes_a_page(cli, built_tiny, tmp_path):

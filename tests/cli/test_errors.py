@@ -257,12 +257,13 @@ def test_a_build_that_is_stopped_leaves_the_old_bundle(built_tiny, tmp_path, sto
         assert len(leftovers(output.parent)) == 2
 
 
-def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tmp_path):
+def test_a_full_disk_during_build_is_said_and_leaves_nothing(tiny_recipe, tiny_cache, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     script = (
         f"mount -t tmpfs -o size=64k tmpfs {disk} && "
-        f"{sys.executable} -m edgekit.cli build {tiny_recipe} --output {disk}/bundle; "
+        f"{sys.executable} -m edgekit.cli build {tiny_recipe} --set golden_samples=3 "
+        f"--output {disk}/bundle; "
         f"echo code $?; ls -A {disk}"
     )
     unshare = ["unshare", "--mount", "--map-root-user"]
@@ -314,7 +315,7 @@ def test_a_file_that_holds_no_policy_is_refused(cli, built_tiny, tmp_path):
 
 
 def test_a_page_without_matplotlib_is_a_note_of_build_and_refused_by_report(
-    cli, built_tiny, tiny_recipe, tmp_path, monkeypatch
+    cli, built_tiny, tiny_recipe, tiny_cache, tmp_path, monkeypatch
 ):
     # One that is installed and cannot be loaded is found out as well.
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -329,7 +330,7 @@ def test_a_page_without_matplotlib_is_a_note_of_build_and_refused_by_report(
 
 
 def test_a_page_that_cannot_be_written_takes_nothing_from_a_finished_build(
-    cli, tiny_recipe, tmp_path, monkeypatch
+    cli, tiny_recipe, tiny_cache, tmp_path, monkeypatch
 ):
     def full(path, content):
         raise BuildError(f"{path}: no space left for it; free some")
