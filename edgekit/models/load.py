@@ -151,7 +151,14 @@ def load_model(recipe: "Recipe") -> "torch.nn.Module":
         raise ModelError(f"{recipe.model.factory} returned a {type(model).__name__}, no nn.Module")
     if recipe.model.checkpoint is not None:
         load_weights(model, recipe.folder / recipe.model.checkpoint, recipe.model.prefix)
-    return model.eval().requires_grad_(False)
+    try:
+        model.eval()  # What was exported before gives nothing back.
+    except NotImplementedError as error:
+        raise ModelError(
+            f"the model refuses eval() ({error}): of one that was exported, as for quantization, "
+            "call torchao.quantization.pt2e.allow_exported_model_train_eval before you return it"
+        ) from None
+    return model.requires_grad_(False)
 
 
 def load_weights(module: "torch.nn.Module", path: Path, prefix: str = "") -> None:

@@ -59,13 +59,14 @@ class Export(Stage[Network, Exported]):
         graph = program.module(check_guards=False)
         _unstack(graph.graph)
         _take_originals(graph.graph)
-        settle(graph)
+        trained = settle(graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
         exported = Exported(graph, artifact.exits, artifact.sample, artifact.given)
         demand_free(exported.sources(), axes)
-        return StageResult(exported, {"nodes": nodes})
+        notes = {"fake_quantized": True} if trained else {}
+        return StageResult(exported, {"nodes": nodes, **notes})
 
 
 def _take_originals(graph: fx.Graph) -> None:
@@ -85,7 +86,8 @@ def _copied(network: Network) -> torch.nn.Module:
     batch = to_numpy(network.sample)
     expected = eager_logits(network.module, batch)
     try:
-        module = copy.deepcopy(network.module)
+        with quiet():  # Of what was exported before, PyTorch warns that its own copies are old.
+            module = copy.deepcopy(network.module)
         found = eager_logits(module, batch)
     except Exception:
         return network.module

@@ -13,8 +13,10 @@ _QUANTIZE = "quantized_decomposed.quantize_per_"
 _DEQUANTIZE = "quantized_decomposed.dequantize_per_"
 
 
-def settle(module: fx.GraphModule) -> None:
+def settle(module: fx.GraphModule) -> bool:
     """Bring what the graph says of scales to one form, in place; what it computes stays the same.
+
+    Whether it says anything of them.
 
     Weights become the floats that their integers stand for: no converter knows a weight in what is
     computed. Of each activation there is one quantized and one dequantized tensor, whoever reads
@@ -32,6 +34,7 @@ def settle(module: fx.GraphModule) -> None:
                 node.replace_all_uses_with(same)
                 graph.erase_node(node)
     graph.eliminate_dead_code()
+    return bool(known)
 
 
 def apart(module: fx.GraphModule) -> fx.GraphModule:
