@@ -22,7 +22,7 @@ test: $(READY)
 	$(BIN)/pytest -m "not slow" -n 2
 
 test-slow: $(READY) $(VENV)/models
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2
 
 # On a machine with an NVIDIA GPU: `make test` runs these, too, where there is one.
 test-gpu: $(READY)
