@@ -288,7 +288,13 @@ def _quantized(
     after = Graph(bytes(result.quantized_model))
     # Where a head reads it as well, it leaves the signature's output at what it was.
     for name, tensor in graph.outputs.items():
-        after.point(name, after.given[graph.given.index(tensor)])
+        found = after.given[graph.given.index(tensor)]
+        after.point(name, found)
+        maker = after.maker(found)
+        if graph.is_float(tensor) and not after.is_float(found):
+            # Where an integer operator reads what a float one gives, it gives that one's integers.
+            assert maker is not None and after.kind(maker) == "QUANTIZE"  # noqa: S101
+            after.give(name, maker.inputs[0])
     return after
 
 
