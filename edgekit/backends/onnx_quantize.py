@@ -26,7 +26,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edgekit.backends import Array, Crossing, Features, is_mask
 from edgekit.backends.onnx_graph import head_nodes, masked_nodes, with_names
-from edgekit.backends.onnx_trained import unquantized, weight_steps
+from edgekit.backends.onnx_trained import retyped, unquantized, weight_steps
 from edgekit.recipe import Quantize
 from edgekit.stages import Part
 
@@ -65,6 +65,7 @@ def to_int8(
     """
     model = with_names(onnx.load_from_string(part.program))
     trained = unquantized(model)
+    retyped(model, activations)
     masks = {name for batch in features() for name, values in batch.items() if is_mask(values)}
     floats = head_nodes(model, part.looked_at) | masked_nodes(model, masks)
     _shield_logits(model, part)

@@ -6,7 +6,7 @@ from onnx import numpy_helper
 
 from edgekit.backends import Crossing, step_of
 
-__all__ = ["unquantized", "weight_steps"]
+__all__ = ["retyped", "unquantized", "weight_steps"]
 
 _ORDER_KEEPING = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
 """What gives values that it is given: quantizing before it is quantizing behind it."""
@@ -54,6 +54,27 @@ def unquantized(model: onnx.ModelProto) -> dict[str, Crossing]:
         if node.op_type in _ORDER_KEEPING and node.output[0] in trained:
             trained.setdefault(node.input[0], trained[node.output[0]])
     return trained
+
+
+def retyped(model: onnx.ModelProto, dtype: str) -> None:
+    """Let the pairs that are left quantize to this type, `int8` or `uint8`, in place.
+
+    That is where the graph gives what it is given, quantized: a boundary like any other.
+    """
+    constants = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and len(node.input) > 2:
+            zero_point = numpy_helper.to_array(constants[node.input[2]])
+            if zero_point.dtype != dtype and str(zero_point.dtype) in {"int8", "uint8"}:
+                shift = int(np.iinfo(dtype).min) - int(np.iinfo(zero_point.dtype).min)
+                name = f"{node.input[2]}_{dtype}"
+                if name not in constants:
+                    made = np.array(int(zero_point) + shift, dtype)
+                    constants[name] = numpy_helper.from_array(made, name)
+                    model.graph.initializer.append(constants[name])
+                node.input[2] = name
+                # What was inferred of the integers is so no more.
+                del model.graph.value_info[:]
 
 
 def weight_steps(model: onnx.ModelProto, without: set[str]) -> dict[str, tuple[int, list[float]]]:

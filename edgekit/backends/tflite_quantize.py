@@ -167,7 +167,7 @@ def _unquantized(program: bytes) -> tuple[Graph, dict[int, Crossing]]:
         crossing = graph.crossing(quantize.outputs[0])
         assert crossing is not None  # noqa: S101  (what a QUANTIZE gives has a scale)
         graph.replace(pair, source)
-        trained[source] = _signed(crossing)
+        trained[source] = crossing
     if not trained:
         return graph, trained
     graph.drop_unread()
@@ -178,13 +178,6 @@ def _unquantized(program: bytes) -> tuple[Graph, dict[int, Crossing]]:
         if crossing is not None and graph.kind(operator) in _ORDER_KEEPING:
             trained.setdefault(operator.inputs[0], crossing)
     return graph, trained
-
-
-def _signed(crossing: Crossing) -> Crossing:
-    """The same steps as signed integers, which is what the kernels take."""
-    if crossing.dtype != "uint8":
-        return crossing
-    return Crossing("int8", crossing.scale, crossing.zero_point - 128)
 
 
 def _range(crossing: Crossing) -> tuple[float, float]:
@@ -288,7 +281,13 @@ def _quantized(
     after = Graph(bytes(result.quantized_model))
     # Where a head reads it as well, it leaves the signature's output at what it was.
     for name, tensor in graph.outputs.items():
-        after.point(name, after.given[graph.given.index(tensor)])
+        found = after.given[graph.given.index(tensor)]
+        after.point(name, found)
+        maker = after.maker(found)
+        if graph.is_float(tensor) and not after.is_float(found):
+            # Where an integer operator reads what a float one gives, it gives that one's integers.
+            assert maker is not None and after.kind(maker) == "QUANTIZE"  # noqa: S101
+            after.give(name, maker.inputs[0])
     return after
 
 

@@ -11,6 +11,7 @@ __all__ = ["apart", "settle"]
 
 _QUANTIZE = "quantized_decomposed.quantize_per_"
 _DEQUANTIZE = "quantized_decomposed.dequantize_per_"
+_PER_TENSOR = "quantized_decomposed.quantize_per_tensor.default"
 
 
 def settle(module: fx.GraphModule) -> bool:
@@ -21,6 +22,8 @@ def settle(module: fx.GraphModule) -> bool:
     Weights become the floats that their integers stand for: no converter knows a weight in what is
     computed. Of each activation there is one quantized and one dequantized tensor, whoever reads
     it, so that the latter crosses a cut, and a reader behind that finds floats there as before it.
+    Its integers are signed, where nothing else reads them, and use all that their type holds: no
+    file says of bounds that are narrower, so such are a clamp of floats before.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -33,6 +36,11 @@ def settle(module: fx.GraphModule) -> bool:
             if same is not node:
                 node.replace_all_uses_with(same)
                 graph.erase_node(node)
+    for node in graph.nodes:
+        if _is(node, _PER_TENSOR) and all(
+            _is(user, _DEQUANTIZE) and user.args[1:] == node.args[1:] for user in node.users
+        ):
+            _with_full_range(graph, node)
     graph.eliminate_dead_code()
     return bool(known)
 
@@ -57,6 +65,24 @@ def apart(module: fx.GraphModule) -> fx.GraphModule:
 
 def _is(node: fx.Node, operator: str) -> bool:
     return node.op == "call_function" and str(node.target).startswith(operator)
+
+
+def _with_full_range(graph: fx.Graph, node: fx.Node) -> None:
+    """Quantize to signed integers of any value, with the same floats behind it."""
+    source, scale, zero_point, least, most, dtype = node.args
+    if dtype == torch.uint8:
+        zero_point, least, most, dtype = zero_point - 128, least - 128, most - 128, torch.int8
+    known = torch.iinfo(dtype)
+    if (least, most) != (known.min, known.max):
+        bounds = ((one - zero_point) * scale for one in (least, most))
+        with graph.inserting_before(node):
+            clamped = graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
+        clamped.meta = dict(source.meta)
+        source, least, most = clamped, known.min, known.max
+    how = (scale, zero_point, least, most, dtype)
+    node.args = (source, *how)
+    for user in list(node.users):
+        user.args = (node, *how)
 
 
 def _constant(module: fx.GraphModule, node: object) -> object | None:

@@ -280,11 +280,32 @@ def _prepared(
                     continue  # `_spec` refuses it.
                 shape = node.meta["val"].shape
                 steps = layout.steps([-1 if symbol(size) else size for size in shape])
+            _views_apart(graph, node, owners, index, set().union(*anew[index + 1 :]))
             there, back = turn(graph, node, steps, lambda user: user not in mine)  # noqa: B023
             mine.update(there)
             first = next(one for one in owners if any(user in one for user in back[-1].users))
             first.update(back)
     return root, owners, free
+
+
+def _views_apart(
+    graph: fx.Graph, node: fx.Node, owners: Sequence[set[fx.Node]], index: int, views: set[fx.Node]
+) -> None:
+    """Let later parts read views of `node` of their own, where they would make those anew.
+
+    The views of part `index` stay its own: they are of the tensor as it is there.
+    """
+    mine = owners[index]
+    copies = {node: node}
+    for view in list(graph.nodes):
+        if view in views and view in mine and not copies.keys().isdisjoint(view.all_input_nodes):
+            with graph.inserting_after(view):
+                copies[view] = graph.node_copy(view, lambda one: copies.get(one, one))
+            for user in [one for one in view.users if one not in mine]:
+                user.replace_input_with(view, copies[view])
+    for copied in reversed(list(copies.values())[1:]):
+        first = next(one for one in owners if any(user in one for user in copied.users))
+        first.add(copied)
 
 
 def _read(node: fx.Node, parts: Iterable[set[fx.Node]]) -> bool:

@@ -15,7 +15,14 @@ from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
 from edgekit.stages.split import Split
 from edgekit.target import load_target
-from tests.stages.fake_quantized import CONVOLVED, EARLY, INPUT, LATE, Trained
+from tests.stages.fake_quantized import (
+    CONVOLVED,
+    EARLY,
+    INPUT,
+    LATE,
+    ReadsItsInputTwice,
+    Trained,
+)
 
 BACKEND = OnnxRuntimeBackend()
 
@@ -26,8 +33,12 @@ def silent(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained():
+    return prepared(Trained)
+
+
+def prepared(kind):
     torch.manual_seed(4)
-    model = Trained().eval()
+    model = kind().eval()
     x = torch.randn(12, 3, 8, 8)
     exported = Export()(Network(model, ("exit1", "exit2"), x[:2]), silent).artifact
     files = Lower(BACKEND, load_target("host"), x[:2])(Split()(exported, silent).artifact, silent)
@@ -94,3 +105,23 @@ def test_in_other_precisions_nothing_is_quantized_as_in_training(trained, precis
     with torch.no_grad():
         for values, meant in zip(logits, model(torch.from_numpy(x)), strict=True):
             assert np.abs(values - meant.numpy()).max() < 0.05
+
+
+@pytest.mark.parametrize(("target", "dtype"), [("rpi4b", "int8"), ("host", "uint8")])
+def test_a_quantized_input_that_a_later_segment_reads_crosses_in_the_targets_integers(
+    target, dtype
+):
+    model, (one, two), x = prepared(ReadsItsInputTwice)
+    target = load_target(target, {"precision": "int8"})
+    first = BACKEND.quantize(one, lambda: iter([{"x": x}]), {}, [two], Quantize(), target)
+    assert {first.leaving[name].dtype for name in two.inputs} == {dtype}
+    given = run(first.program, x=x)
+    features = {name: first.leaving[name].floats(given[name]) for name in two.inputs}
+    second = BACKEND.quantize(two, lambda: iter([features]), first.leaving, [], Quantize(), target)
+    last = run(second.program, **{name: given[name] for name in two.inputs})
+    with torch.no_grad():
+        meant = [one.numpy() for one in model(torch.from_numpy(x))]
+    for found, logits in zip(
+        (given[one.logits["exit1"]], last[two.logits["exit2"]]), meant, strict=True
+    ):
+        assert np.abs(found - logits).max() < 0.02 * np.abs(logits).max()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from edgekit.backends import Crossing
 from edgekit.backends.litert import LiteRTBackend
@@ -19,7 +20,7 @@ from edgekit.stages import Network
 from edgekit.stages.export import Export
 from edgekit.stages.split import Split
 from edgekit.target import load_target
-from tests.backends.tflite import File, Lowered, in_batches
+from tests.backends.tflite import File, Lowered, in_batches, lowered, samples
 from tests.stages.fake_quantized import CONVOLVED, EARLY, INPUT, LATE, Trained
 
 STATIC = ("int8", "int16x8")
@@ -182,6 +183,38 @@ def test_normalizations_and_masked_attention_keep_their_accuracy(tokens, precisi
         assert all(graph.is_float(x) for one in found for x in (*one.inputs, *one.outputs))
     # A boundary may end in an operator that stays in float, or in none.
     assert all(isinstance(one, Crossing) for one in result.leaving.values())
+
+
+class ReadTwice(nn.Module):
+    """A boundary and an exit that operators in float give, and operators of integers read."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.early, self.b, self.last = (
+            nn.Linear(*sizes) for sizes in ((8, 8), (8, 4), (12, 8), (8, 4))
+        )
+
+    def forward(self, x):
+        a = self.a(x)
+        w = (a @ a.transpose(1, 2)).softmax(-1)
+        features = (w @ a).mean(1)
+        early = self.early(features)
+        return w, early, self.last(self.b(torch.cat([features, early], 1)).relu())
+
+
+@pytest.mark.parametrize("precision", STATIC)
+def test_what_comes_out_as_floats_is_floats_though_integer_operators_read_it(precision):
+    torch.manual_seed(5)
+    exits = ("exit1", "exit2")
+    one = lowered("whole", ReadTwice(), {"x": samples(12, 6, 8)}, ("w", *exits), exits)
+    result = quantized(one, precision)
+    assert result.leaving == {}
+    exact, run = File(one.part.program), File(result.program)
+    for row in one.rows():
+        meant, found = exact(**row), run(**row)
+        for name in ("w", *exits):
+            assert found[name].dtype == np.float32
+            assert np.abs(found[name] - meant[name]).max() < 0.05 * np.abs(meant[name]).max()
 
 
 def test_features_that_no_integers_stand_for_are_refused_with_the_tensor(first):

@@ -9,9 +9,9 @@ INPUT, EARLY, CONVOLVED, LATE = (0.03, 1), (0.01, -128), (0.02, 5), (0.025, -128
 """Scale and zero point of what enters, of the boundary, and of what is behind it."""
 
 
-def fake_quantized(x, scale_and_zero_point, readers=1):
+def fake_quantized(x, scale_and_zero_point, readers=1, integers=(-128, 127, torch.int8)):
     """What each reader gets, as PT2E has it: one quantized tensor, dequantized for each."""
-    how = (*scale_and_zero_point, -128, 127, torch.int8)
+    how = (*scale_and_zero_point, *integers)
     integers = OPERATORS.quantize_per_tensor.default(x, *how)
     return [OPERATORS.dequantize_per_tensor.default(integers, *how) for _ in range(readers)]
 
@@ -54,3 +54,18 @@ class Trained(nn.Module):
         (b,) = fake_quantized(self.b(for_b), CONVOLVED)
         (late,) = fake_quantized((b + for_sum).relu(), LATE)
         return self.early(for_head.mean((2, 3))), self.last(late.mean((2, 3)))
+
+
+class ReadsItsInputTwice(nn.Module):
+    """Both exits read the quantized input, which so crosses as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = TrainedConv(3, 8), TrainedConv(11, 8)
+        self.early, self.last = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        (x,) = fake_quantized(x, INPUT)
+        (a,) = fake_quantized(self.a(x).relu(), EARLY)
+        (late,) = fake_quantized(self.b(torch.cat([a, x], 1)).relu(), LATE)
+        return self.early(a.mean((2, 3))), self.last(late.mean((2, 3)))

@@ -8,7 +8,7 @@ from edgekit.stages import Network
 from edgekit.stages.export import Export
 from edgekit.stages.fake_quantized import apart
 from edgekit.stages.split import Split
-from tests.stages.fake_quantized import Trained
+from tests.stages.fake_quantized import Trained, fake_quantized
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,36 @@ def test_what_is_quantized_once_crosses_once_and_as_floats(exported):
     # Behind the cut it is not quantized again.
     inside = named(segments.chain[1].program.graph, "quantized_decomposed.quantize_per_tensor")
     assert len(inside) == 2
+
+
+class Bounded(nn.Module):
+    """Activations in integers that a test chooses: their type, and the least and greatest."""
+
+    def __init__(self, integers):
+        super().__init__()
+        self.integers, self.head = integers, nn.Linear(4, 3)
+
+    def forward(self, x):
+        zero_point = (self.integers[0] + self.integers[1] + 1) // 2
+        (x,) = fake_quantized(x, (0.02, zero_point), integers=self.integers)
+        return [self.head(x)]
+
+
+@pytest.mark.parametrize(
+    "integers",
+    [(0, 255, torch.uint8), (0, 127, torch.uint8), (0, 15, torch.uint8), (-64, 63, torch.int8)],
+)
+def test_integers_are_signed_and_bounds_narrower_than_their_type_still_bound(integers):
+    model = Bounded(integers).eval()
+    sample = torch.randn(2, 4)
+    graph = Export()(Network(model, ("exit",), sample), lambda text: None).artifact.graph
+    for node in named(graph.graph, "quantized_decomposed."):
+        # No file says of other bounds: whoever converts this takes all that the type holds.
+        assert node.args[3:] == (-128, 127, torch.int8)
+    x = 3 * torch.randn(50, 4)
+    with torch.no_grad():
+        (found,), (expected,) = graph(x), model(x)
+    assert torch.equal(found, expected)
 
 
 def test_every_reader_can_have_a_dequantized_tensor_of_its_own(exported):

@@ -292,6 +292,54 @@ def test_feature_maps_cross_with_their_channels_last_and_nothing_else_changes(ne
             assert segments.greatest[name] in {(4, 5, 3), (60,)}
 
 
+class SharedViews(nn.Module):
+    """Views of one feature map that its own exit reads, and later ones read the very same."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3)
+        self.heads = nn.ModuleList(nn.Linear(size, 3) for size in (4, 4, 4 + 4 * 30))
+
+    def forward(self, x):
+        x = self.a(x)
+        rows = x.permute(0, 2, 3, 1)
+        columns, flat = rows.transpose(1, 2), x.flatten(1)
+        early = self.heads[0](rows.amax((1, 2)) + columns.mean((1, 2))) + flat[:, :3]
+        middle = self.heads[1](columns.relu().mean((1, 2)))
+        late = torch.cat([self.b(x).mean((2, 3)) + rows.sigmoid().mean((1, 2)), flat], 1)
+        return [early, middle, self.heads[2](late)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_map_crosses_once_whatever_views_of_it_both_sides_read(channels_last):
+    sample = torch.randn(2, 3, 5, 6)
+    segments = assert_same_as_whole(SharedViews(), 3, sample, channels_last=channels_last)
+    crossing = {name for part in segments.chain[1:] for name in part.inputs}
+    assert [segments.tensors[name].shape for name in crossing] == [
+        (None, 5, 6, 4) if channels_last else (None, 4, 5, 6)
+    ]
+
+
+class StepsFirst(nn.Module):
+    """Features with the batch second, and a view of them that both exits read."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.LSTM(4, 8)
+        self.early, self.last = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        features, _ = self.steps(x.transpose(0, 1))
+        features = features.reshape(6, -1, 2, 4)
+        return [self.early(features.mean((0, 2))), self.last(features.relu().amax((0, 2)))]
+
+
+def test_what_is_turned_may_be_a_view_that_an_earlier_exit_reads():
+    segments = assert_same_as_whole(StepsFirst(), 2, torch.randn(2, 6, 4))
+    (name,) = segments.chain[1].inputs
+    assert segments.tensors[name].shape == (None, 6, 8)
+
+
 class Returns(nn.Module):
     """A net whose outputs a test chooses."""
 
