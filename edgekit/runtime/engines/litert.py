@@ -7,6 +7,7 @@ of its own that is made when it is first needed, where the file says that its ba
 
 import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -29,19 +30,23 @@ _PACKAGES = {
 
 _MEMORY = HostMemory()
 
+_SILENCE = threading.RLock()
+
 
 @cache
 def _found() -> tuple[str, Any]:
     """The package that is here, and its interpreter. Raises DeviceError where there is none."""
-    reason = ""
+    reasons = []
     for package, module in _PACKAGES.items():
         try:
             return package, importlib.import_module(module).Interpreter
         except ImportError as error:
             # Its words alone: with its traceback it would hold the caller's frame, and whatever
             # an engine has there, until a collection. An interpreter that is held does not run.
-            reason = str(error)
-    raise DeviceError(f"engine litert is not installed ({reason}): pip install 'edgekit[litert]'")
+            reasons.append(str(error))
+    raise DeviceError(
+        f"engine litert is not installed ({'; '.join(reasons)}): pip install 'edgekit[litert]'"
+    )
 
 
 class LiteRTEngine:
@@ -141,16 +146,23 @@ def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[LiteRTE
 def unannounced() -> Iterator[None]:
     """Inside, nothing reaches standard error, on which LiteRT announces what it does, unasked.
 
-    What goes wrong comes as an exception as well.
+    What goes wrong comes as an exception as well. Threads take turns: standard error is the whole
+    process's, and one that came between would keep the silence for what it was before.
     """
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with _SILENCE:
+        try:
+            kept = os.dup(2)
+        except OSError:  # It is closed, as a service may have it: nobody hears.
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _refusal(name: str, error: Exception) -> str:
