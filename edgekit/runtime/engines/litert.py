@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from edgekit.errors import DeviceError
@@ -56,12 +56,15 @@ class LiteRTEngine:
 
     def __init__(self, content: bytes, name: str, threads: int) -> None:
         package, self._make = _found()
-        self.version = f"{package} {version(package)}"
+        self.version = f"{package} {_version(package)}"
         self._content = content
         self._name = name
         self._threads = threads
         self._interpreters: dict[int, Any] = {}
-        runner = self._interpreter(1).get_signature_runner()
+        try:
+            runner = self._interpreter(1).get_signature_runner()
+        except ValueError as error:
+            raise DeviceError(_refusal(name, error)) from None
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
         # By the signature's names: the order of a file's inputs and outputs is the converter's.
         self._places = {key: one["index"] for key, one in (inputs | outputs).items()}
@@ -72,6 +75,11 @@ class LiteRTEngine:
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int
     ) -> Callable[[], None]:
         """See `Engine.bind`."""
+        unknown = sorted((inputs.keys() | outputs.keys()) - self._places.keys())
+        if unknown:
+            raise DeviceError(
+                f"{self._name}: the file has no {', '.join(unknown)} in its signature"
+            )
         runs = []
         start = 0
         while start < rows:
@@ -163,6 +171,14 @@ def unannounced() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             os.close(nowhere)
+
+
+def _version(package: str) -> str:
+    """A nightly build, or a system's own, has the module and goes by another name."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 def _refusal(name: str, error: Exception) -> str:

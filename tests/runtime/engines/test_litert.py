@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,30 @@ def test_bytes_that_are_no_model_are_refused_with_the_segments_name(bundle, spoi
         load_engines("litert", [("segment-1", spoil(content))], threads=1)
     said = capfd.readouterr()
     assert said.out == said.err == ""
+
+
+def test_a_tensor_that_the_file_does_not_name_is_refused_by_its_name(bundle):
+    (engine,) = litert.load(segments(bundle)[:1], threads=1)
+    with pytest.raises(DeviceError, match="segment-1: the file has no other in its signature"):
+        engine.bind({"other": np.zeros((1, 1, 8, 8), np.float32)}, {}, 1)
+
+
+def test_a_file_without_a_signature_is_refused(bundle):
+    from edgekit.backends.tflite_graph import Graph
+
+    graph = Graph(segments(bundle)[0][1])
+    graph.model.signatureDefs = []
+    with pytest.raises(DeviceError, match=r"ai-edge-litert refuses segment-1: .*[Ss]ignature"):
+        litert.load([("segment-1", graph.program())], threads=1)
+
+
+def test_an_interpreter_whose_package_goes_by_another_name_runs(bundle, monkeypatch):
+    def missing(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(litert, "version", missing)
+    (engine,) = litert.load(segments(bundle)[:1], threads=1)
+    assert engine.version == "ai-edge-litert of unknown version"
 
 
 def test_a_device_without_litert_is_told_what_to_install(monkeypatch):
