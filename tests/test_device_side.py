@@ -29,6 +29,10 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
+TFLITE_RUNTIME = ((3, 9), (3, 11))
+"""The oldest and the newest Python that the last tflite-runtime has wheels for."""
+
+
 def oldest_python() -> str:
     """Python 3.10 if this machine has one, else the Python of the tests."""
     name = "python{}.{}".format(*OLDEST)
@@ -175,6 +179,12 @@ def test_an_installed_edgekit_makes_the_wheel_that_it_came_in(device, digits_bun
 @pytest.fixture(scope="session")
 def old_device(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """The `bin` of an environment with the last tflite-runtime, which wants a numpy of its time."""
+    least, most = TFLITE_RUNTIME
+    asked = [oldest_python(), "-c", "import sys; print(*sys.version_info[:2])"]
+    said = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    found = tuple(map(int, said.split()))
+    if not least <= found <= most:
+        pytest.skip("tflite-runtime 2.14 has no wheel for Python {}.{}".format(*found))
 
     def make(folder: Path) -> None:
         subprocess.run([oldest_python(), "-m", "venv", folder], check=True)

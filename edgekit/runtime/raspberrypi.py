@@ -135,13 +135,15 @@ class RaspberryPi:
 
     def facts(self, seen: Snapshot) -> dict[str, Any]:
         """The board and a look at it as plain data, for a report."""
+        # That the voltage is well at this moment says nothing of heat, nor of the time before.
+        told = seen.bits is not None and (seen.source != "hwmon" or seen.bits)
         return {
             "board": self.model,
             "governor": self.governor,
             "temperatures_c": seen.temperatures_c,
             "clock_mhz": seen.clock and seen.clock.mhz,
             "throttled_bits": _hex(seen.bits),
-            "throttled_since_boot": None if seen.bits is None else since_boot(seen.bits),
+            "throttled_since_boot": since_boot(seen.bits or 0) if told else None,
         }
 
     def way_to_ask(self) -> str:

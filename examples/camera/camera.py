@@ -207,6 +207,8 @@ def _files(path: Path, fps: float, repeat: bool) -> Iterator[Picture]:
                 f"{path}: pictures are uint8 [pictures, height, width(, 3)]; found "
                 f"{pictures.dtype} {list(pictures.shape)}"
             )
+        if not len(pictures):
+            raise InputError(f"{path}: has no pictures")
     elif path.is_dir():
         pictures = sorted(one for one in path.iterdir() if one.suffix.lower() in IMAGES)
         if not pictures:

@@ -133,6 +133,12 @@ def test_pictures_of_another_dtype_are_refused(tmp_path):
         next(camera.source(str(tmp_path / "floats.npy")))
 
 
+def test_a_file_of_no_pictures_is_refused_and_not_read_again_and_again(tmp_path):
+    np.save(tmp_path / "none.npy", np.zeros((0, 8, 8), np.uint8))
+    with pytest.raises(InputError, match=r"none\.npy: has no pictures"):
+        next(camera.source(str(tmp_path / "none.npy"), repeat=True))
+
+
 OPENCV = """
 import numpy as np
 

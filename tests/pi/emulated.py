@@ -22,6 +22,7 @@ from pathlib import Path
 import filelock
 
 from edgekit.target import load_target
+from tests.debian import install
 
 __all__ = [
     "BOARDS",
@@ -249,9 +250,8 @@ def program(name: str, *packages: str) -> str:
     For those who hold the lock, or find it installed. Raises NotHere.
     """
     found = shutil.which(name)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        _ended("apt-get", "--quiet", "update")  # A fresh container has no lists.
-        _ended("apt-get", "--quiet", "--yes", "--no-install-recommends", "install", *packages)
+    if found is None:
+        install(*packages)
         found = shutil.which(name)
     if found is None:
         raise NotHere(f"{name} is not installed: apt-get install {' '.join(packages)}")

@@ -18,6 +18,7 @@ from edgekit.bundle.reader import read_bundle
 from edgekit.report.bundles import collect
 from edgekit.report.facts import Facts
 from tests.conftest import once
+from tests.debian import install
 
 MEASURE = """
 <script>
@@ -110,14 +111,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
     names = ("chromium", "chromium-browser", "google-chrome")
     find: Callable[[], str | None] = lambda: next(filter(None, map(shutil.which, names)), None)  # noqa: E731
 
-    def install(folder: Path) -> None:
-        wanted = "install", "--yes", "--no-install-recommends", "chromium", "fonts-dejavu-core"
-        for command in (("update",), wanted):
-            subprocess.run(["apt-get", "-qq", *command], check=False, timeout=600)
+    def make(folder: Path) -> None:
+        install("chromium", "fonts-dejavu-core")
         folder.mkdir()
 
-    if find() is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        once(tmp_path_factory, "chromium", install)  # By one test process, for all.
+    if find() is None:
+        once(tmp_path_factory, "chromium", make)  # By one test process, for all.
     found = find()
     if found is None:
         words = "pages are not looked at: there is no Chromium (apt-get install chromium)"

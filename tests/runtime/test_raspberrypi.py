@@ -252,6 +252,18 @@ def test_throttling_since_boot_is_told_with_what_mends_it(
     assert line.startswith(words)
 
 
+@pytest.mark.parametrize(("alarm", "since"), [(0, None), (1, ["low voltage"])])
+def test_a_voltage_that_is_well_now_is_not_called_well_since_boot(
+    tmp_path: Path, alarm: int, since: list[str] | None
+) -> None:
+    boards.raspberry_pi(tmp_path)
+    (tmp_path / "usr/bin/vcgencmd").unlink()
+    volt = "sys/class/hwmon/hwmon1"
+    boards.lay(tmp_path, {f"{volt}/name": "rpi_volt", f"{volt}/in0_lcrit_alarm": alarm})
+    pi = found(tmp_path)
+    assert pi.facts(pi.snapshot())["throttled_since_boot"] == since
+
+
 def test_in_a_container_cpuinfo_tells_the_board(tmp_path: Path) -> None:
     cpuinfo = "processor\t: 0\n\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0"
     pi = found(boards.lay(tmp_path, {"proc/cpuinfo": cpuinfo}))

@@ -7,10 +7,11 @@ of its own that is made when it is first needed, where the file says that its ba
 
 import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from edgekit.errors import DeviceError
@@ -29,19 +30,23 @@ _PACKAGES = {
 
 _MEMORY = HostMemory()
 
+_SILENCE = threading.RLock()
+
 
 @cache
 def _found() -> tuple[str, Any]:
     """The package that is here, and its interpreter. Raises DeviceError where there is none."""
-    reason = ""
+    reasons = []
     for package, module in _PACKAGES.items():
         try:
             return package, importlib.import_module(module).Interpreter
         except ImportError as error:
             # Its words alone: with its traceback it would hold the caller's frame, and whatever
             # an engine has there, until a collection. An interpreter that is held does not run.
-            reason = str(error)
-    raise DeviceError(f"engine litert is not installed ({reason}): pip install 'edgekit[litert]'")
+            reasons.append(str(error))
+    raise DeviceError(
+        f"engine litert is not installed ({'; '.join(reasons)}): pip install 'edgekit[litert]'"
+    )
 
 
 class LiteRTEngine:
@@ -51,12 +56,15 @@ class LiteRTEngine:
 
     def __init__(self, content: bytes, name: str, threads: int) -> None:
         package, self._make = _found()
-        self.version = f"{package} {version(package)}"
+        self.version = f"{package} {_version(package)}"
         self._content = content
         self._name = name
         self._threads = threads
         self._interpreters: dict[int, Any] = {}
-        runner = self._interpreter(1).get_signature_runner()
+        try:
+            runner = self._interpreter(1).get_signature_runner()
+        except ValueError as error:
+            raise DeviceError(_refusal(name, error)) from None
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
         # By the signature's names: the order of a file's inputs and outputs is the converter's.
         self._places = {key: one["index"] for key, one in (inputs | outputs).items()}
@@ -67,6 +75,11 @@ class LiteRTEngine:
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int
     ) -> Callable[[], None]:
         """See `Engine.bind`."""
+        unknown = sorted((inputs.keys() | outputs.keys()) - self._places.keys())
+        if unknown:
+            raise DeviceError(
+                f"{self._name}: the file has no {', '.join(unknown)} in its signature"
+            )
         runs = []
         start = 0
         while start < rows:
@@ -141,16 +154,31 @@ def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[LiteRTE
 def unannounced() -> Iterator[None]:
     """Inside, nothing reaches standard error, on which LiteRT announces what it does, unasked.
 
-    What goes wrong comes as an exception as well.
+    What goes wrong comes as an exception as well. Threads take turns: standard error is the whole
+    process's, and one that came between would keep the silence for what it was before.
     """
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    with _SILENCE:
+        try:
+            kept = os.dup(2)
+        except OSError:  # It is closed, as a service may have it: nobody hears.
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
+
+
+def _version(package: str) -> str:
+    """A nightly build, or a system's own, has the module and goes by another name."""
     try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        return version(package)
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 def _refusal(name: str, error: Exception) -> str:

@@ -1,6 +1,10 @@
 """LiteRT: a whole INT8 bundle of the tiny recipe, its files on the engine, and what it refuses."""
 
+import os
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +115,63 @@ def test_bytes_that_are_no_model_are_refused_with_the_segments_name(bundle, spoi
     assert said.out == said.err == ""
 
 
+def test_a_tensor_that_the_file_does_not_name_is_refused_by_its_name(bundle):
+    (engine,) = litert.load(segments(bundle)[:1], threads=1)
+    with pytest.raises(DeviceError, match="segment-1: the file has no other in its signature"):
+        engine.bind({"other": np.zeros((1, 1, 8, 8), np.float32)}, {}, 1)
+
+
+def test_a_file_without_a_signature_is_refused(bundle):
+    from edgekit.backends.tflite_graph import Graph
+
+    graph = Graph(segments(bundle)[0][1])
+    graph.model.signatureDefs = []
+    with pytest.raises(DeviceError, match=r"ai-edge-litert refuses segment-1: .*[Ss]ignature"):
+        litert.load([("segment-1", graph.program())], threads=1)
+
+
+def test_an_interpreter_whose_package_goes_by_another_name_runs(bundle, monkeypatch):
+    def missing(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(litert, "version", missing)
+    (engine,) = litert.load(segments(bundle)[:1], threads=1)
+    assert engine.version == "ai-edge-litert of unknown version"
+
+
 def test_a_device_without_litert_is_told_what_to_install(monkeypatch):
     for name in ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"):
         monkeypatch.setitem(sys.modules, name, None)
     litert._found.cache_clear()
     with pytest.raises(DeviceError, match=r"engine litert is not installed.*edgekit\[litert\]"):
         load_engines("litert", [("segment-1", b"")], threads=1)
+
+
+def test_why_an_installed_interpreter_does_not_load_is_said(tmp_path, monkeypatch):
+    (tmp_path / "ai_edge_litert").mkdir()
+    (tmp_path / "ai_edge_litert/__init__.py").touch()
+    torn = "raise ImportError('libc.so.6: version GLIBC_2.99 not found')"
+    (tmp_path / "ai_edge_litert/interpreter.py").write_text(torn)
+    for name in ("ai_edge_litert", "ai_edge_litert.interpreter"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tflite_runtime", None)
+    litert._found.cache_clear()
+    with pytest.raises(DeviceError, match=r"GLIBC_2\.99 not found; .*tflite_runtime"):
+        load_engines("litert", [("segment-1", b"")], threads=1)
+
+
+def test_threads_that_load_at_once_leave_standard_error_as_it_was(bundle):
+    before = os.fstat(2)
+    parts = segments(bundle)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: litert.load(parts, threads=1), range(40)))
+    assert os.path.samestat(os.fstat(2), before)
+
+
+def test_a_process_without_a_standard_error_loads(bundle):
+    program = (
+        "import os, sys; os.close(2); from edgekit.runtime import Chain; Chain.load(sys.argv[1])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, bundle.path], check=False)
+    assert ended.returncode == 0
