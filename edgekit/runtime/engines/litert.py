@@ -14,6 +14,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
+
 from edgekit.errors import DeviceError
 from edgekit.runtime.engines import Array, HostMemory
 
@@ -68,6 +70,10 @@ class LiteRTEngine:
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
         # By the signature's names: the order of a file's inputs and outputs is the converter's.
         self._places = {key: one["index"] for key, one in (inputs | outputs).items()}
+        self._kinds = {
+            key: (np.dtype(one["dtype"]), tuple(int(size) for size in one["shape"][1:]))
+            for key, one in (inputs | outputs).items()
+        }
         signatures = [one["shape_signature"] for one in inputs.values()]
         self.runs_groups = all(len(one) and one[0] == -1 for one in signatures)
 
@@ -80,6 +86,14 @@ class LiteRTEngine:
             raise DeviceError(
                 f"{self._name}: the file has no {', '.join(unknown)} in its signature"
             )
+        for key, array in (*inputs.items(), *outputs.items()):
+            dtype, shape = self._kinds[key]
+            # numpy would cast and spread what is copied out of the interpreter, without a word.
+            if (array.dtype, array.shape[1:]) != (dtype, shape):
+                raise DeviceError(
+                    f"{self._name}: {key} is {dtype} {list(shape)} in the file, and is taken for "
+                    f"{array.dtype} {list(array.shape[1:])}: rebuild the bundle"
+                )
         runs = []
         start = 0
         while start < rows:

@@ -175,3 +175,16 @@ def test_a_process_without_a_standard_error_loads(bundle):
     )
     ended = subprocess.run([sys.executable, "-c", program, bundle.path], check=False)
     assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("spoil", [lambda x: x.astype(np.float64), lambda x: x[..., :2].copy()])
+def test_a_tensor_that_is_another_in_the_file_is_refused(bundle, spoil):
+    (name, content), *_ = segments(bundle)
+    (engine,) = litert.load([(name, content)], threads=1)
+    first, tensors = bundle.manifest.variant().segments[0], bundle.manifest.variant().tensors
+    x = {one: np.ones((1, 1, 8, 8), np.float32) for one in first.inputs}
+    out = {one: np.zeros((1, *tensors[one].shape[1:]), tensors[one].dtype) for one in first.outputs}
+    boundary = first.outputs[0]
+    out[boundary] = spoil(out[boundary])
+    with pytest.raises(DeviceError, match=f"segment-1: {boundary} is int8.*rebuild the bundle"):
+        engine.bind(x, out, 1)
