@@ -263,7 +263,8 @@ def _prepared(
     owners = assign(graph, exported.exits, groups, free)
     sources = exported.sources(graph)
     batch = symbol(next(iter(sources.values())).meta["val"].shape[0])
-    anew = made_anew(owners, free, batch, channels_last=channels_last)
+    # A map that is yet to be turned is sent as gladly as a view of it.
+    anew = made_anew(owners, free, batch)
     held = [mine | views for mine, views in zip(owners, anew, strict=True)]
     root = fx.GraphModule(exported.graph, graph)
     given = {sources[name]: one for name, one in by_name(exported.sample).items()}
