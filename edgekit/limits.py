@@ -24,6 +24,12 @@ class Limits:
     bundle_files: int = 10_000
     """Segments, golden samples and their expected outputs are a few dozen files."""
 
+    ladder_variants: int = 64
+    """A ladder has a handful of widths, by some resolutions; each is a bundle on the disk."""
+
+    load_window: int = 10_000
+    """Latencies that a ladder holds to see how busy the device is; more would be seen too late."""
+
     cache_bytes: int = 10 * 2**30
     """What earlier builds' results may take on the disk before the oldest go."""
 

@@ -202,6 +202,36 @@ def tiny_cache(built_tiny: Path, cache_of_its_own: None) -> "Cache":
 
 
 @pytest.fixture(scope="session")
+def built_ladder(built_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ladder of the tiny bundle and one of half its width; read-only by agreement."""
+    from edgekit.pipeline import build
+    from edgekit.recipe import load_recipe
+    from edgekit.target import load_target
+    from tests.ladders import NARROW, WIDE, assemble
+
+    def make(folder: Path) -> None:
+        recipe = write_tiny_recipe(tmp_path_factory.mktemp("recipe") / "tiny")
+        model = recipe.with_name("tiny.py")
+        for wide, narrow in (
+            ("(8, 8, 3", "(4, 4, 3"),
+            ("(1, 8,", "(1, 4,"),
+            ("(8 * 64", "(4 * 64"),
+        ):
+            model.write_text(model.read_text().replace(wide, narrow))
+        half = folder.with_name("tiny-half")
+        build(load_recipe(str(recipe)), load_target("host"), half)
+        assemble(folder, {NARROW: (half, 0.5), WIDE: (built_tiny, 1.0)})
+
+    return once(tmp_path_factory, "built-ladder", make)
+
+
+@pytest.fixture
+def tiny_ladder(built_ladder: Path, tmp_path: Path) -> Path:
+    """A copy of the small ladder, to be broken."""
+    return Path(shutil.copytree(built_ladder, tmp_path / "ladder"))
+
+
+@pytest.fixture(scope="session")
 def jetson_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the tiny recipe for `jetson`; read-only by agreement."""
     from edgekit.pipeline import build

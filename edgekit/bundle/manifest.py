@@ -30,6 +30,7 @@ __all__ = [
     "EVIDENCE_NAME",
     "FORMAT_VERSION",
     "GIVEN",
+    "LADDER_NAME",
     "MANIFEST_NAME",
     "ONLY_INPUT",
     "REPORT_NAME",
@@ -59,6 +60,7 @@ __all__ = [
     "boundaries",
     "canonical_json",
     "check_path",
+    "decode",
     "identify",
     "parse_manifest",
     "parse_policy",
@@ -71,6 +73,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+LADDER_NAME = "ladder.json"
 EVIDENCE_NAME = "evidence.json"
 REPORT_NAME = "report.html"
 
@@ -667,7 +670,7 @@ def parse_manifest(raw: bytes) -> Manifest:
             f"{MANIFEST_NAME}: format version {version!r}, and this edgekit reads "
             f"{FORMAT_VERSION}; build it again, or install the edgekit that built it"
         )
-    manifest: Manifest = _decode(Manifest, document, MANIFEST_NAME)
+    manifest: Manifest = decode(Manifest, document, MANIFEST_NAME)
     if identify(document) != manifest.bundle_id:
         raise BundleError(f"{MANIFEST_NAME}: bundle_id does not match what it covers; rebuild it")
     names = [one.name for one in manifest.inputs]
@@ -687,13 +690,13 @@ def parse_manifest(raw: bytes) -> Manifest:
 
 def parse_policy(document: Any) -> Policy:
     """A policy out of JSON. Raises BundleError for anything else, and for a missing key."""
-    policy: Policy = _decode(Policy, document, "policy")
+    policy: Policy = decode(Policy, document, "policy")
     return policy
 
 
 def parse_tuning(document: Any) -> Tuning:
     """What is known from tuning, out of JSON. Raises BundleError for anything else."""
-    tuning: Tuning = _decode(Tuning, document, "tuning")
+    tuning: Tuning = decode(Tuning, document, "tuning")
     return tuning
 
 
@@ -888,8 +891,11 @@ def _digest(document: Any) -> str:
     return hashlib.sha256(canonical_json(document)).hexdigest()
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """`value`, out of JSON, as the annotated type `kind`, strictly."""
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """`value`, out of JSON, as the annotated type `kind`, strictly.
+
+    Raises BundleError that names the place, `where`, for a wrong type or an unknown or missing key.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -898,15 +904,15 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if value.keys() != hints.keys():
             odd = sorted(value.keys() ^ hints.keys())
             raise BundleError(f"{where}: unknown or missing keys: {', '.join(odd)}; rebuild it")
-        parts = {key: _decode(hints[key], value[key], f"{where}: {key}") for key in hints}
+        parts = {key: decode(hints[key], value[key], f"{where}: {key}") for key in hints}
         return kind(**parts)  # type: ignore[operator]
     if origin is types.UnionType:
         some = [one for one in arguments if one is not types.NoneType]
         if len(some) == 1 and value is not None:
-            return _decode(some[0], value, where)  # And let it say what is wrong.
+            return decode(some[0], value, where)  # And let it say what is wrong.
         for one in arguments:
             try:
-                return _decode(one, value, where)
+                return decode(one, value, where)
             except BundleError:
                 continue
     elif kind is types.NoneType:
@@ -914,13 +920,13 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             return None
     elif origin is tuple and isinstance(value, list):
         if arguments[-1] is Ellipsis:
-            return tuple(_decode(arguments[0], part, where) for part in value)
+            return tuple(decode(arguments[0], part, where) for part in value)
         if len(value) == len(arguments):
             return tuple(
-                _decode(one, part, where) for one, part in zip(arguments, value, strict=True)
+                decode(one, part, where) for one, part in zip(arguments, value, strict=True)
             )
     elif origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], part, f"{where}.{key}") for key, part in value.items()}
+        return {key: decode(arguments[1], part, f"{where}.{key}") for key, part in value.items()}
     elif kind is float and type(value) in {int, float} and abs(value) < _HUGE:
         return float(value)
     elif kind in {int, str, bool} and type(value) is kind:

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from edgekit.bundle.manifest import (
     EVIDENCE_NAME,
+    LADDER_NAME,
     MANIFEST_NAME,
     REPORT_NAME,
     File,
@@ -20,7 +21,7 @@ from edgekit.bundle.manifest import (
 from edgekit.errors import BundleError
 from edgekit.limits import LIMITS
 
-__all__ = ["Bundle", "read_bundle", "read_evidence", "read_report"]
+__all__ = ["Bundle", "read_at_most", "read_bundle", "read_evidence", "read_report"]
 
 BESIDE = frozenset({MANIFEST_NAME, EVIDENCE_NAME, REPORT_NAME})
 """Files that a bundle may hold without listing them; each carries its own seal."""
@@ -56,8 +57,12 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     folder = Path(path)
     try:
         if not (folder / MANIFEST_NAME).is_file():
+            if (folder / LADDER_NAME).is_file():
+                raise BundleError(
+                    f"{folder}: is a ladder of bundles; name one, {folder / 'VARIANT'}"
+                )
             raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_NAME}")
-        raw = _read_at_most(folder / MANIFEST_NAME, LIMITS.manifest_bytes)
+        raw = read_at_most(folder / MANIFEST_NAME, LIMITS.manifest_bytes)
         manifest = parse_manifest(raw)
         _check_listing(folder, manifest)
         deployed = {one.path for variant in manifest.variants for one in variant.segments}
@@ -79,7 +84,7 @@ def read_evidence(bundle: Bundle) -> dict[str, Any] | None:
     """
     path = bundle.path / EVIDENCE_NAME
     try:
-        document = unseal(_read_at_most(path, LIMITS.manifest_bytes), EVIDENCE_NAME)
+        document = unseal(read_at_most(path, LIMITS.manifest_bytes), EVIDENCE_NAME)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -96,8 +101,8 @@ def read_report(bundle: Bundle) -> tuple[str, bool] | None:
     """
     path = bundle.path / REPORT_NAME
     try:
-        page = unseal_page(_read_at_most(path, LIMITS.report_bytes), REPORT_NAME)
-        evidence = _read_at_most(bundle.path / EVIDENCE_NAME, LIMITS.manifest_bytes)
+        page = unseal_page(read_at_most(path, LIMITS.report_bytes), REPORT_NAME)
+        evidence = read_at_most(bundle.path / EVIDENCE_NAME, LIMITS.manifest_bytes)
     except FileNotFoundError as error:
         return None if error.filename == str(path) else (page, False)
     except OSError as error:
@@ -131,12 +136,12 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
 
 
 def _read(folder: Path, file: File) -> bytes:
-    content = _read_at_most(folder / file.path, file.size_bytes)
+    content = read_at_most(folder / file.path, file.size_bytes)
     _compare(folder, file, hashlib.sha256(content).hexdigest())
     return content
 
 
-def _read_at_most(path: Path, most: int) -> bytes:
+def read_at_most(path: Path, most: int) -> bytes:
     """A file's bytes; one more than `most` where it holds more, which no check then accepts."""
     with _open(path) as stream:
         return stream.read(most + 1)

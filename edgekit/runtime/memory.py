@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from edgekit.runtime import sysfs
 
-__all__ = ["available_bytes", "growth", "needed_bytes", "private_bytes", "resident"]
+__all__ = ["available_bytes", "give_back", "growth", "needed_bytes", "private_bytes", "resident"]
 
 T = TypeVar("T")
 
@@ -60,15 +60,16 @@ def growth(load: Callable[[], T]) -> tuple[T, int | None]:
     What was freed meanwhile is given back to the system first, as far as the C library can, so that
     what stays is held. At least 0; None where the kernel does not tell.
     """
-    _give_back()
+    give_back()
     before = private_bytes()
     found = load()
-    _give_back()
+    give_back()
     after = private_bytes()
     return found, None if before is None or after is None else max(0, after - before)
 
 
-def _give_back() -> None:
+def give_back() -> None:
+    """Give the system what this process has freed, as far as the C library can."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # The GNU C library has it.
     if trim is not None:
