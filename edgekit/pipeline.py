@@ -39,8 +39,9 @@ from edgekit.check import (
 from edgekit.data import Split, check_disjoint, ends_of, first_of, load_splits
 from edgekit.errors import EdgekitError
 from edgekit.models.exits import find_exits, to_torch
-from edgekit.models.load import load_model, set_up, user_code
+from edgekit.models.load import load_model, reads_at_import, set_up, user_code
 from edgekit.models.reads import recorded
+from edgekit.models.statistics import own_statistics
 from edgekit.plan import KEPT, STAGES, Built, Plan, restore
 from edgekit.prove import UNPROVEN, Proof, compiled
 from edgekit.recipe import Recipe, Tolerance
@@ -91,7 +92,7 @@ def carry_out(
     if plan.finished:
         return restore(plan, output)
     recipe, target = plan.recipe, plan.target
-    with user_code(recipe.folder), new_bundle(output) as folder:
+    with user_code(recipe.folder, anew=reads_at_import(recipe)), new_bundle(output) as folder:
         # A stage whose result is at hand gives it, and those before it give nothing.
         run = _Run(plan, progress or Silent(), command)
         network = run.load()
@@ -121,7 +122,7 @@ def inspect(
     recipe: Recipe, target: Target, progress: "Progress | None" = None
 ) -> tuple[Segments[Any], str | None]:
     """The recipe's network cut into segments, with nothing lowered or written; and a warning."""
-    with user_code(recipe.folder):
+    with user_code(recipe.folder, anew=reads_at_import(recipe)):
         run = _Run(Plan(recipe, target), progress or Silent())
         split = SplitStage(channels_last=run.backend.channels_last)
         segments = run(split, run(Export(), run.load()))
@@ -198,7 +199,19 @@ class _Run:
             self.sample = to_torch(stack([enlarged(one, self.inputs) for one in pair]))
             module = find_exits(self.recipe, model, self.sample)
             axes = {one.name: one.shape for one in self.inputs}
-            network = Network(module, self.recipe.exits, self.sample, module.confident, axes)
+            setting = self.recipe.model.setting
+            network = Network(
+                module,
+                self.recipe.exits,
+                self.sample,
+                module.confident,
+                axes,
+                setting=setting is not None,
+            )
+            if setting is not None:
+                step("statistics")
+                found = own_statistics(setting.recalibrate, network, self.splits, self.inputs)
+                notes["statistics"] = found
             demand_range(network, self.inputs, pair[0])
             step("reference")
             if self.ends is not None:

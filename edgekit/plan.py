@@ -29,14 +29,14 @@ from edgekit.bundle.manifest import (
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache, Entry, digest
-from edgekit.errors import BundleError
+from edgekit.errors import BundleError, RecipeError
 from edgekit.models.reads import Reads, origin_of
 from edgekit.recipe import Recipe, check_sizes
 from edgekit.shipped import shipped
 from edgekit.target import Target
 from edgekit.wheels import own_wheel
 
-__all__ = ["KEPT", "STAGES", "Built", "Plan", "restore"]
+__all__ = ["KEPT", "STAGES", "Built", "Plan", "lies_there", "restore"]
 
 STAGES = ("load", "export", "split", "lower", "optimize", "quantize", "tune", "build", "verify")
 """Every stage, in order."""
@@ -84,6 +84,12 @@ class Plan:
         *,
         wheelhouse: bool = False,
     ) -> None:
+        if recipe.variants is not None:
+            names = ", ".join(recipe.variants.each)
+            raise RecipeError(
+                f"{recipe.name} has variants ({names}): each is a network of its own, and all of "
+                "them are built as a ladder"
+            )
         if target.gpu is not None or target.engine == "litert":
             check_sizes(recipe, target.name)
         self.recipe = recipe
@@ -200,7 +206,7 @@ def restore(plan: Plan, output: Path) -> Built:
     """
     assert plan.entry is not None  # noqa: S101  (a finished plan has the last stage's result)
     blobs = plan.entry.blobs
-    written = not _lies_there(blobs, output)
+    written = not lies_there(plan, output)
     if written:
         with new_bundle(output) as folder:
             write_files(folder, blobs)
@@ -208,7 +214,10 @@ def restore(plan: Plan, output: Path) -> Built:
     return Built(output, parse_manifest(blobs[MANIFEST_NAME]), evidence, written)
 
 
-def _lies_there(blobs: dict[str, bytes], output: Path) -> bool:
+def lies_there(plan: Plan, output: Path) -> bool:
+    """Whether `output` is the bundle of a finished plan already."""
+    assert plan.entry is not None  # noqa: S101  (see `restore`)
+    blobs = plan.entry.blobs
     try:
         read_bundle(output)
         names = (MANIFEST_NAME, EVIDENCE_NAME)

@@ -18,22 +18,27 @@ from pydantic import (
 )
 
 from edgekit.bundle import manifest
+from edgekit.bundle.ladder import Cascade, parse_ladder_policy
 from edgekit.bundle.manifest import GIVEN, MANIFEST_NAME
 from edgekit.config import Strict, apply_overrides, parse, read_yaml
-from edgekit.errors import RecipeError
+from edgekit.errors import BundleError, RecipeError
 from edgekit.shipped import shipped
 
 __all__ = [
     "CALIBRATED",
+    "Apply",
     "Check",
     "Confidence",
     "ExitPlace",
     "Goal",
     "Head",
     "Quantize",
+    "Recalibrate",
     "Recipe",
+    "Setting",
     "Source",
     "Tolerance",
+    "Variants",
     "check_files",
     "check_precision",
     "check_sizes",
@@ -65,6 +70,53 @@ Axis = Annotated[int | tuple[int, int] | tuple[int, int, int], BeforeValidator(_
 """A size, or the least and the greatest and, where not every one between will do, a step."""
 
 
+class Apply(Strict):
+    """How a setting reaches the network: one of three."""
+
+    attribute: str | None = None
+    """Set on every module that has it."""
+    method: str | None = None
+    """A method of the network, called with the value."""
+    call: str | None = None
+    """`file.py:function`, called with the network and the value."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Apply":
+        if sum(one is not None for one in (self.attribute, self.method, self.call)) != 1:
+            raise ValueError("name exactly one of attribute, method and call")
+        return self
+
+
+class Recalibrate(Strict):
+    """Whether the statistics of BatchNorm are taken anew from the calibration split.
+
+    Where a recipe says nothing of it, a network of a setting must have statistics of its own.
+    """
+
+    when: Literal["missing", "always", "never"] = "missing"
+    """For layers without statistics of this setting's own, for all layers, or for none."""
+    batches: int = Field(default=16, ge=1)
+    """At most so many, of 32 samples each, in a random order from a fixed seed."""
+
+
+class Setting(Strict):
+    """One setting of a network that holds several: a width, or widths per stage, a depth."""
+
+    set: Apply | None = None
+    """None: the setting is read at import (`setup`), or the network is taken as it comes."""
+    value: JsonValue = None
+    """Handed on as it stands here."""
+    setup: str | None = None
+    """`file.py:function`, called with the value before anything else of the user's is imported."""
+    recalibrate: Recalibrate | None = None
+
+    @model_validator(mode="after")
+    def _a_value_for_something(self) -> "Setting":
+        if self.set is None and self.setup is None and self.value is not None:
+            raise ValueError("has a value, and neither set nor setup says where it goes")
+        return self
+
+
 class Model(Strict):
     """Where the network comes from."""
 
@@ -81,6 +133,8 @@ class Model(Strict):
     """The method that is called with the input."""
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keyword arguments of that call."""
+    setting: Setting | None = None
+    """Of a network that holds several: the one that is built. See `Variants` for many."""
 
 
 class Head(Strict):
@@ -540,6 +594,45 @@ class Check(Tolerance):
     """From quantize on, where the target's precision is not fp32."""
 
 
+class Variants(Strict):
+    """The settings of one network that are each built, and how the device chooses among them."""
+
+    set: Apply | None = None
+    each: dict[str, JsonValue] = Field(min_length=1)
+    """The settings' values, by the variants' names."""
+    setup: str | None = None
+    recalibrate: Recalibrate | None = None
+    overrides: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    """Other values of the recipe, by variant and dotted key, as `--set` takes them."""
+    policy: dict[str, JsonValue] | None = None
+    """Which of them answers, as a ladder states it; None: the widest, always."""
+
+    @model_validator(mode="after")
+    def _names_that_are_folders(self) -> "Variants":
+        for name in self.each:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"each: {name!r} is no name: letters, digits, '_', '.', '-'")
+        if len({name.lower() for name in self.each}) != len(self.each):
+            raise ValueError("each: two names differ in case alone, and are folders")
+        for name in self.overrides:
+            if name not in self.each:
+                known = ", ".join(self.each)
+                raise ValueError(f"overrides: {name!r} is no variant; they are {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_policy_of_theirs(self) -> "Variants":
+        if self.policy is None:
+            return self
+        try:
+            policy = parse_ladder_policy(self.policy, list(self.each))
+        except BundleError as error:
+            raise ValueError(str(error)) from None
+        if policy == Cascade():
+            raise ValueError("policy: a cascade needs thresholds, or agree: true")
+        return self
+
+
 class Recipe(Strict):
     """A whole recipe."""
 
@@ -566,6 +659,8 @@ class Recipe(Strict):
     test_samples: int = Field(default=1000, ge=0)
     """At most so many of the test split travel with it for `edgekit bench`, evenly spaced."""
     check: Check = Check()
+    variants: Variants | None = None
+    """Left out: the network has one setting, and the recipe makes a bundle and no ladder."""
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -580,6 +675,29 @@ class Recipe(Strict):
     def folder(self) -> Path:
         """The folder that the recipe's paths are relative to."""
         return self._folder
+
+    def variant(self, name: str) -> "Recipe":
+        """The recipe of one variant, as if it were the only setting: it makes a bundle.
+
+        Raises RecipeError, with the variant's name, where its overrides make no recipe.
+        """
+        assert self.variants is not None  # noqa: S101  (whoever names one has them)
+        variants = self.variants
+        values = {**self.model_dump(mode="json"), "name": f"{self.name}-{name}", "variants": None}
+        overrides = variants.overrides.get(name, {})
+        where = f"variants.overrides.{name}"
+        if stray := [key for key in overrides if key.split(".")[0] in {"name", "variants"}]:
+            raise RecipeError(f"{where}: {stray[0]} is of the whole ladder; leave it out")
+        values = apply_overrides(values, overrides)
+        values["model"]["setting"] = {
+            "set": variants.set and variants.set.model_dump(),
+            "value": variants.each[name],
+            "setup": variants.setup,
+            "recalibrate": variants.recalibrate and variants.recalibrate.model_dump(),
+        }
+        recipe = parse(Recipe, values, where)
+        recipe._folder = self.folder
+        return recipe
 
     @property
     def exits(self) -> tuple[str, ...]:
@@ -663,6 +781,33 @@ class Recipe(Strict):
         for split in ("calibration", "tuning", "test"):
             if (source := getattr(self.data, split)) and source.folder is not None:
                 raise ValueError(f"data.{split}: a folder of images has one input, not several")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_that_make_networks(self) -> "Recipe":
+        variants, setting = self.variants, self.model.setting
+        if variants is not None:
+            if setting is not None:
+                raise ValueError("has variants and model.setting, one of them; leave one out")
+            plain = [name for name in variants.each if not variants.overrides.get(name)]
+            if variants.set is None and variants.setup is None and plain:
+                raise ValueError(
+                    f"variants: nothing makes {plain[0]} another network; say set, setup or "
+                    "overrides"
+                )
+            for name in variants.each:
+                if not _NAME.fullmatch(f"{self.name}-{name}"):
+                    raise ValueError(
+                        f"variants: {self.name}-{name} is longer than {_NAME_CHARS} characters, "
+                        "and names a bundle; take a shorter name"
+                    )
+        one = variants or setting
+        recalibrate = one and one.recalibrate
+        if recalibrate and recalibrate.when != "never" and self.data.calibration is None:
+            raise ValueError(
+                "recalibrate: there is no data.calibration to take statistics from; name that "
+                "split, or say when: never"
+            )
         return self
 
     @field_validator("places")
@@ -763,6 +908,10 @@ def check_files(recipe: Recipe) -> None:
     """Raises RecipeError where a file or folder that the recipe names is not there."""
     named: dict[str, str | Path | None] = dict(recipe.checkpoints)
     factories = {"model.factory": recipe.model.factory, "model.setup": recipe.model.setup or ""}
+    for key, one in (("variants", recipe.variants), ("model.setting", recipe.model.setting)):
+        if one is not None:
+            factories[f"{key}.setup"] = one.setup or ""
+            factories[f"{key}.set.call"] = (one.set and one.set.call) or ""
     for index, place in enumerate(recipe.places):
         if place.head is not None:
             factories[f"exits.{index}.head.factory"] = place.head.factory or ""

@@ -7,10 +7,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgekit.bundle.manifest import MANIFEST_NAME
+from edgekit.bundle.manifest import LADDER_NAME, MANIFEST_NAME
 from edgekit.errors import BuildError
 
 __all__ = ["check_output", "new_bundle", "replace_file", "write_files"]
@@ -22,7 +22,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
 
     When it does not (an error, Ctrl-C), the folder is removed and `output` is as it was. A process
     that is killed leaves its folder behind; the next call for the same `output` removes it. An
-    `output` that exists is replaced only if it is a bundle or empty.
+    `output` that exists is replaced only if it is a bundle, a ladder or empty.
 
     Raises BuildError where `output` holds something else, or cannot be written.
     """
@@ -47,7 +47,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
 def check_output(output: Path) -> None:
     """Raises BuildError where `output` holds something that a bundle may not replace."""
     if output.exists() and not _replaceable(output):
-        raise BuildError(f"{output}: exists and is not a bundle; choose another --output")
+        raise BuildError(f"{output}: exists and is no bundle or ladder; choose another --output")
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
@@ -154,14 +154,14 @@ def _put_in_place(fresh: Path, output: Path) -> None:
 
 
 def _replaceable(output: Path) -> bool:
-    """Whether a folder is empty or a bundle: other things have a manifest.json as well."""
+    """Whether a folder is empty, a bundle or a ladder: others have a manifest.json as well."""
     if not output.is_dir():
         return False
-    try:
-        manifest = json.loads((output / MANIFEST_NAME).read_bytes())
-        return isinstance(manifest, dict) and {"format_version", "bundle_id"} <= manifest.keys()
-    except (OSError, ValueError):
-        return not any(output.iterdir())
+    for name, key in ((MANIFEST_NAME, "bundle_id"), (LADDER_NAME, "ladder_id")):
+        with suppress(OSError, ValueError):
+            document = json.loads((output / name).read_bytes())
+            return isinstance(document, dict) and {"format_version", key} <= document.keys()
+    return not any(output.iterdir())
 
 
 def _remove_if_abandoned(folder: Path) -> None:

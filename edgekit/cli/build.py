@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,9 +20,13 @@ from edgekit.cli.output import (
     print_segments,
 )
 from edgekit.cli.report import ReportOption, draw_page
-from edgekit.errors import DeviceError
+from edgekit.errors import DeviceError, RecipeError
 from edgekit.report.words import bytes_text
 from edgekit.runtime.device import describe, other_than_target
+
+if TYPE_CHECKING:
+    from edgekit.ladder import LadderPlan
+    from edgekit.plan import Plan
 
 __all__ = ["SetOption", "build", "print_tuned", "require", "resolve"]
 
@@ -43,6 +47,10 @@ def build(
         Path | None, typer.Option(help="The bundle's folder.", show_default="build/RECIPE/TARGET")
     ] = None,
     settings: SetOption = [],  # noqa: B006  (typer reads it, nobody changes it)
+    variants: Annotated[
+        list[str],
+        typer.Option("--variant", metavar="NAME", help="Of a recipe with variants: these alone."),
+    ] = [],  # noqa: B006  (as above)
     wheelhouse: Annotated[
         bool,
         typer.Option("--wheelhouse", help="Add the wheels that a device without a network needs."),
@@ -59,9 +67,14 @@ def build(
     report: ReportOption = True,
     json_to: JsonOption = None,
 ) -> None:
-    """Build a recipe for a target: export, split, lower, optimize, quantize, tune, check, write."""
+    """Build a recipe for a target: export, split, lower, optimize, quantize, tune, check, write.
+
+    A recipe with variants makes a ladder: a folder of bundles, one for each.
+    """
     terminal = Terminal(json_to)
     the_recipe, the_target = resolve(recipe, target, settings)
+    if variants and the_recipe.variants is None:
+        raise RecipeError(f"--variant {variants[0]}: {recipe} has no variants; leave it out")
     folder = output or Path("build") / the_recipe.name / the_target.name
     resolved = {
         "recipe": the_recipe.model_dump(mode="json"),
@@ -69,7 +82,7 @@ def build(
         "output": str(folder),
     }
     from edgekit.cache import Cache, default_folder
-    from edgekit.plan import STAGES, Plan, restore
+    from edgekit.plan import STAGES, Plan
     from edgekit.recipe import check_precision
     from edgekit.tuning.goal import check_buildable
 
@@ -78,31 +91,54 @@ def build(
     check_output(folder)
 
     cache = Cache(default_folder()) if use_cache else None
-    plan = Plan(the_recipe, the_target, cache, wheelhouse=wheelhouse)
-    reasons = plan.reasons()
-    stages = {name: reasons.get(name, "cached") for name in STAGES}
+    if the_recipe.variants is not None:
+        from edgekit.ladder import LadderPlan
+
+        whole = LadderPlan(
+            the_recipe, the_target, cache, wheelhouse=wheelhouse, only=tuple(variants)
+        )
+        plans = whole.plans
+    else:
+        plans = {"": Plan(the_recipe, the_target, cache, wheelhouse=wheelhouse)}
+    stages = {
+        name: {stage: reasons.get(stage, "cached") for stage in STAGES}
+        for name, reasons in ((name, plan.reasons()) for name, plan in plans.items())
+    }
     if dry_run:
         import yaml
 
         terminal.line(yaml.safe_dump(resolved, sort_keys=False).rstrip())
         terminal.line("# Nothing was built. The stages:")
     if dry_run or explain:
-        for name, reason in stages.items():
-            terminal.line(f"# {name:<10}{reason}" if dry_run else f"  {name:<10}{reason}")
+        for name, found in stages.items():
+            if name:
+                terminal.line(f"{'# ' * dry_run}{name}")
+            for stage, reason in found.items():
+                terminal.line(f"{'#' if dry_run else ' '} {stage:<10}{reason}")
     if dry_run:
-        terminal.json({**resolved, "stages": stages})
+        shown = stages if the_recipe.variants is not None else stages[""]
+        terminal.json({**resolved, "stages": shown})
         return
+    command = shlex.join(["edgekit", *sys.argv[1:]])
+    if the_recipe.variants is not None:
+        _build_ladder(terminal, whole, folder, command, report=report)
+    else:
+        _build_bundle(terminal, plans[""], folder, command, report=report)
+    if cache is not None and cache.problem:
+        terminal.line(f"Note: the cache could not be written: {cache.problem}")
+
+
+def _build_bundle(
+    terminal: Terminal, plan: "Plan", folder: Path, command: str, *, report: bool
+) -> None:
+    from edgekit.plan import restore
+
+    _announce(terminal, plan)
     if plan.finished:
         built = restore(plan, folder)
-        terminal.line(f"{the_recipe.name} for {the_target.name}: nothing has changed")
     else:
-        terminal.line(f"Building {the_recipe.name} for {the_target.name}")
-        cached = [name for name in STAGES if name not in reasons]
-        if cached:
-            terminal.line(f"  cached: {', '.join(cached)}")
         with StageProgress(terminal).live("importing torch"):
             pipeline = _pipeline()
-        command = shlex.join(["edgekit", *sys.argv[1:]])
         built = pipeline.carry_out(plan, folder, StageProgress(terminal), command=command)
     lacking = draw_page(terminal, folder) if report else None
     _print(terminal, built.manifest, built.evidence)
@@ -112,11 +148,69 @@ def build(
     terminal.line(f"\n{verb} {bundle}. Next{_next(built.manifest, folder)}")
     if (folder / REPORT_NAME).is_file():
         terminal.line(f"Look at {folder / REPORT_NAME}")
-    if cache is not None and cache.problem:
-        terminal.line(f"Note: the cache could not be written: {cache.problem}")
     if lacking:
         terminal.line(f"Note: no report.html: {lacking}")
     terminal.json({"path": str(folder), **built.evidence})
+
+
+def _build_ladder(
+    terminal: Terminal, plan: "LadderPlan", folder: Path, command: str, *, report: bool
+) -> None:
+    from edgekit.ladder import build_ladder
+
+    if not plan.finished:
+        with StageProgress(terminal).live("importing torch"):
+            _pipeline()
+    ladder = build_ladder(
+        plan,
+        folder,
+        StageProgress(terminal),
+        command=command,
+        begin=lambda _, one: _announce(terminal, one),
+    )
+    lacking = None
+    for name, built in ladder.variants.items():
+        terminal.line(f"\n{name}")
+        lacking = draw_page(terminal, built.path) if report else None
+        _print(terminal, built.manifest, built.evidence)
+        install_here(terminal, built.path, built.manifest.target)
+    terminal.line()
+    variants = ladder.document["variants"]
+    of = variants[0]["accuracy_of"] or "labels"
+    terminal.table(
+        "Variants",
+        ["variant", "parameters", "MACs", "segments", f"accuracy ({of})"],
+        [
+            [
+                one["name"],
+                f"{one['parameters']:,}",
+                f"{one['macs'] / 1e6:,.2f} M",
+                bytes_text(one["size_bytes"]),
+                "-" if one["accuracy"] is None else f"{one['accuracy']:.2%}",
+            ]
+            for one in variants
+        ],
+    )
+    verb = "Wrote" if ladder.written else "Nothing to do for"
+    widest = ladder.variants[variants[-1]["name"]]
+    terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder)}")
+    if lacking:
+        terminal.line(f"Note: no report.html: {lacking}")
+    evidence = {name: built.evidence for name, built in ladder.variants.items()}
+    terminal.json({"path": str(folder), **ladder.document, "evidence": evidence})
+
+
+def _announce(terminal: Terminal, plan: "Plan") -> None:
+    """Say what is about to be built, and what of it is at hand."""
+    from edgekit.plan import STAGES
+
+    name = f"{plan.recipe.name} for {plan.target.name}"
+    if plan.finished:
+        terminal.line(f"{name}: nothing has changed")
+        return
+    terminal.line(f"Building {name}")
+    if cached := [stage for stage in STAGES if not plan.runs(stage)]:
+        terminal.line(f"  cached: {', '.join(cached)}")
 
 
 def _pipeline() -> ModuleType:
@@ -198,8 +292,20 @@ def _print(terminal: Terminal, manifest: Manifest, evidence: dict[str, Any]) -> 
 
 
 def _print_results(terminal: Terminal, notes: dict[str, Any], exits: tuple[str, ...]) -> None:
-    """What quantize and tune came to, in a line or some."""
+    """What recalibration, quantize and tune came to, in a line or some."""
     terminal.line()
+    statistics = notes["load"].get("statistics", {})
+    if "recalibrated" in statistics:
+        before, after = (statistics.get(f"accuracy_{when}") for when in ("before", "after"))
+        terminal.line(
+            f"statistics of {statistics['recalibrated']} BatchNorm layers taken anew from "
+            f"{statistics['batches']} batches"
+            + (
+                f": accuracy {before[exits[-1]]:.2%} before, {after[exits[-1]]:.2%} after"
+                if before
+                else ""
+            )
+        )
     if shares := notes["quantize"].get("integer_share"):
         terminal.line(f"integers   {shares['chain']:.1%} of the MACs outside the heads")
     if mended := notes["tune"].get("temperature"):

@@ -2,6 +2,7 @@
 and only here; it leaves no trace in the interpreter.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import ModelError, RecipeError, describe_failure
+from edgekit.models.reads import sources
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "call_factory",
+    "call_with",
     "load_checkpoint",
     "load_model",
     "load_weights",
+    "reads_at_import",
     "set_up",
     "user_code",
     "way_out",
@@ -30,15 +34,21 @@ __all__ = [
 
 
 @contextmanager
-def user_code(folder: Path) -> Iterator[None]:
+def user_code(folder: Path, *, anew: bool = False) -> Iterator[None]:
     """Inside, modules in `folder` can be imported; after, nothing of it remains.
 
     `sys.path`, `sys.argv`, the environment and the working directory are as before, and modules
     that were imported from `folder` are forgotten, so that two recipes may both have a `model.py`.
+    With `anew` that holds for all source files that belong to no installed package, wherever they
+    lie, and what was imported of them before is imported once more inside: what a module reads when
+    it is imported may be another setting now.
     """
     folder = folder.resolve()
     path, argv, environment, working = sys.path[:], sys.argv[:], dict(os.environ), _cwd()
     modules = dict(sys.modules)
+    if anew:
+        for name in sources():
+            del sys.modules[name]
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -52,6 +62,12 @@ def user_code(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
         if working is not None:
             os.chdir(working)
+        if anew:
+            for name in sources():
+                del sys.modules[name]
+            sys.modules.update(
+                {name: one for name, one in modules.items() if name not in sys.modules}
+            )
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
             if modules.get(name) is not module and file and folder in Path(file).resolve().parents:
@@ -67,9 +83,17 @@ def call_factory(reference: str, arguments: dict[str, Any], folder: Path) -> Any
     RecipeError where there is no such file, module or function, ModelError where the factory
     itself fails, with the place in the user's code.
     """
-    factory = _resolve(reference, folder)
+    return _called(reference, functools.partial(_resolve(reference, folder), **arguments))
+
+
+def call_with(reference: str, arguments: tuple[Any, ...], folder: Path) -> Any:
+    """As `call_factory`, with arguments by their place."""
+    return _called(reference, functools.partial(_resolve(reference, folder), *arguments))
+
+
+def _called(reference: str, call: Callable[[], Any]) -> Any:
     try:
-        return factory(**arguments)
+        return call()
     except (Exception, SystemExit) as error:
         raise ModelError(
             f"{reference} failed: {describe_failure(error)}{way_out(error)}"
@@ -79,10 +103,19 @@ def call_factory(reference: str, arguments: dict[str, Any], folder: Path) -> Any
 def set_up(recipe: "Recipe") -> None:
     """Call the recipe's `model.setup`, if it has one, before anything else of the user's.
 
-    To be called inside `user_code`. Raises what `call_factory` raises.
+    Then the set-up of its setting, with the value. To be called inside `user_code`. Raises what
+    `call_factory` raises.
     """
     if recipe.model.setup is not None:
         call_factory(recipe.model.setup, {}, recipe.folder)
+    setting = recipe.model.setting
+    if setting is not None and setting.setup is not None:
+        call_with(setting.setup, (setting.value,), recipe.folder)
+
+
+def reads_at_import(recipe: "Recipe") -> bool:
+    """Whether the recipe's setting is read when modules are imported: see `user_code`."""
+    return recipe.model.setting is not None and recipe.model.setting.setup is not None
 
 
 def way_out(error: BaseException) -> str:
@@ -151,6 +184,10 @@ def load_model(recipe: "Recipe") -> "torch.nn.Module":
         raise ModelError(f"{recipe.model.factory} returned a {type(model).__name__}, no nn.Module")
     if recipe.model.checkpoint is not None:
         load_weights(model, recipe.folder / recipe.model.checkpoint, recipe.model.prefix)
+    if recipe.model.setting is not None:
+        from edgekit.models.settings import applied
+
+        model = applied(recipe.model.setting, model, recipe.folder)
     try:
         model.eval()  # What was exported before gives nothing back.
     except NotImplementedError as error:

@@ -19,7 +19,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Reads", "origin_of", "recorded"]
+__all__ = ["Reads", "origin_of", "recorded", "sources"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -130,6 +130,16 @@ def _own_modules() -> frozenset[str]:
 
 def _plain(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def sources() -> list[str]:
+    """The names of the imported modules that are Python files of no installed package."""
+    python, packages = _library_folders()
+    return [
+        name
+        for name, file in _users_modules().items()
+        if file.endswith(".py") and not file.startswith((python, *packages))
+    ]
 
 
 def _is_the_users(name: str) -> bool:

@@ -83,7 +83,8 @@ class Network:
 
     `sample` is a batch of two real samples: with one, torch.export would fix the batch at one. A
     tensor is the only input, several go by their names, in the order of the alphabet. Where sizes
-    vary (`axes`, the shape of each such input by its name), it has the greatest.
+    vary (`axes`, the shape of each such input by its name), it has the greatest. `setting` says
+    that the network holds others besides, of which nothing may be left in what is built.
     """
 
     module: nn.Module
@@ -91,6 +92,7 @@ class Network:
     sample: Tensors
     given: int = 0
     axes: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
+    setting: bool = False
 
     def problems(self) -> list[str]:
         """What is not as it must be."""

@@ -15,6 +15,7 @@ from edgekit.quiet import quiet
 from edgekit.runtime.preprocess import by_name
 from edgekit.stages import Exported, Network, Stage, StageResult, Step
 from edgekit.stages.fake_quantized import settle
+from edgekit.stages.materialize import demand_constant, materialize
 from edgekit.stages.sizes import demand_free, dims, refusal, varying
 
 __all__ = ["Export"]
@@ -60,11 +61,14 @@ class Export(Stage[Network, Exported]):
         _unstack(graph.graph)
         _take_originals(graph.graph)
         trained = settle(graph)
+        materialize(graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
         exported = Exported(graph, artifact.exits, artifact.sample, artifact.given)
         demand_free(exported.sources(), axes)
+        if artifact.setting:
+            demand_constant(graph)
         notes = {"fake_quantized": True} if trained else {}
         return StageResult(exported, {"nodes": nodes, **notes})
 
