@@ -22,12 +22,13 @@ from edgekit.bundle.manifest import (
     FORMAT_VERSION,
     LADDER_NAME,
     MANIFEST_NAME,
+    Manifest,
     canonical_json,
     decode,
     seal,
     unseal,
 )
-from edgekit.bundle.reader import Bundle, read_at_most, read_bundle
+from edgekit.bundle.reader import Bundle, read_at_most, read_bundle, read_manifest
 from edgekit.errors import BundleError
 from edgekit.limits import LIMITS
 
@@ -50,6 +51,7 @@ __all__ = [
     "policy_document",
     "read_ladder",
     "read_variant",
+    "read_variant_manifest",
     "seal_ladder",
 ]
 
@@ -141,13 +143,13 @@ class Cascade:
 class Load:
     """The widest variant answers whose 95th percentile stays within `target_ms`, as it is now.
 
-    It is looked at after every `window` samples. A narrower variant is gone to at once; a wider one
-    only when it was expected to leave the share `margin` of the target free in `calm` windows in a
-    row.
+    It is looked at after every `window` samples, or as soon as more than a twentieth of so many was
+    over the target. A narrower variant is gone to at once; a wider one only when it was expected to
+    leave the share `margin` of the target free in `calm` windows in a row.
     """
 
     target_ms: float
-    window: int = 50
+    window: int = 200
     margin: float = 0.1
     calm: int = 3
 
@@ -156,7 +158,7 @@ class Load:
         if words := _above_zero("target_ms", self.target_ms):
             return words
         if not (20 <= self.window <= LIMITS.load_window):
-            # Of fewer than 20 the 95th percentile is the greatest: one hiccup, and it moves.
+            # Of fewer than 20 a single one is more than a twentieth: one hiccup, and it moves.
             return f"window is from 20 to {LIMITS.load_window} samples; found {self.window}"
         if self.calm < 1 or not 0 <= self.margin < 1:
             return (
@@ -257,11 +259,31 @@ def read_variant(path: str | os.PathLike[str], document: LadderDocument, name: s
     is another bundle than the one that the ladder was built with.
     """
     variant = document.variant(name)
+    folder = _folder(path, name)
+    bundle = read_bundle(folder)
+    _check_bundle(folder, variant, bundle.manifest)
+    return bundle
+
+
+def read_variant_manifest(
+    path: str | os.PathLike[str], document: LadderDocument, name: str
+) -> Manifest:
+    """As `read_variant`, the manifest alone; the bundle's other files are not looked at."""
+    variant = document.variant(name)
+    folder = _folder(path, name)
+    manifest = read_manifest(folder)
+    _check_bundle(folder, variant, manifest)
+    return manifest
+
+
+def _folder(path: str | os.PathLike[str], name: str) -> Path:
     folder = Path(path) / name
     if folder.is_symlink():
         raise BundleError(f"{folder}: is a link; copy the ladder with its files")
-    bundle = read_bundle(folder)
-    manifest = bundle.manifest
+    return folder
+
+
+def _check_bundle(folder: Path, variant: LadderVariant, manifest: Manifest) -> None:
     if manifest.bundle_id != variant.bundle_id:
         raise BundleError(
             f"{folder}: is bundle {manifest.bundle_id[:12]}, and the ladder is of "
@@ -273,7 +295,6 @@ def read_variant(path: str | os.PathLike[str], document: LadderDocument, name: s
             f"{folder}: has {len(manifest.variants)} chains and {size_bytes} bytes of segments, "
             f"and the ladder says 1 and {variant.size_bytes}; build the ladder again"
         )
-    return bundle
 
 
 def seal_ladder(document: dict[str, Any]) -> bytes:
@@ -367,7 +388,9 @@ def _check_variants(variants: Sequence[LadderVariant]) -> None:
     cost = 0
     for variant in variants:
         name, where = variant.name, f"{LADDER_NAME}: variant {variant.name!r:.60}"
-        if len(name) > LIMITS.path_chars or not _NAME.fullmatch(name) or not name.strip("."):
+        plain = len(name) <= LIMITS.path_chars and _NAME.fullmatch(name) and name.strip(".")
+        # Beside a bundle lie its engines, in a folder of its name and this ending.
+        if not plain or name.lower().endswith(".engines"):
             raise BundleError(f"{where}: is no name of a folder in the ladder; rebuild it")
         if name.lower() in seen:
             raise BundleError(f"{where}: stands twice, or for a file of the ladder; rebuild it")

@@ -21,7 +21,7 @@ from edgekit.bundle.manifest import (
 from edgekit.errors import BundleError
 from edgekit.limits import LIMITS
 
-__all__ = ["Bundle", "read_at_most", "read_bundle", "read_evidence", "read_report"]
+__all__ = ["Bundle", "read_at_most", "read_bundle", "read_evidence", "read_manifest", "read_report"]
 
 BESIDE = frozenset({MANIFEST_NAME, EVIDENCE_NAME, REPORT_NAME})
 """Files that a bundle may hold without listing them; each carries its own seal."""
@@ -56,13 +56,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     try:
-        if not (folder / MANIFEST_NAME).is_file():
-            if (folder / LADDER_NAME).is_file():
-                raise BundleError(
-                    f"{folder}: is a ladder of bundles; name one, {folder / 'VARIANT'}"
-                )
-            raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_NAME}")
-        raw = read_at_most(folder / MANIFEST_NAME, LIMITS.manifest_bytes)
+        raw = _manifest_of(folder)
         manifest = parse_manifest(raw)
         _check_listing(folder, manifest)
         deployed = {one.path for variant in manifest.variants for one in variant.segments}
@@ -75,6 +69,17 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     except OSError as error:
         raise BundleError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
     return Bundle(folder, manifest, json.loads(raw)["seal"], segments)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """What the bundle in the folder `path` says of itself; its files are not looked at.
+
+    Raises BundleError for a folder that is no bundle, and for a manifest that does not hold.
+    """
+    try:
+        return parse_manifest(_manifest_of(Path(path)))
+    except OSError as error:
+        raise BundleError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
 
 
 def read_evidence(bundle: Bundle) -> dict[str, Any] | None:
@@ -108,6 +113,14 @@ def read_report(bundle: Bundle) -> tuple[str, bool] | None:
     except OSError as error:
         raise BundleError(f"{error.filename}: cannot be read: {error.strerror}") from None
     return page, f'content="{hashlib.sha256(evidence).hexdigest()}"' in page
+
+
+def _manifest_of(folder: Path) -> bytes:
+    if not (folder / MANIFEST_NAME).is_file():
+        if (folder / LADDER_NAME).is_file():
+            raise BundleError(f"{folder}: is a ladder of bundles; name one, {folder / 'VARIANT'}")
+        raise BundleError(f"{folder}: is not a bundle: it has no {MANIFEST_NAME}")
+    return read_at_most(folder / MANIFEST_NAME, LIMITS.manifest_bytes)
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:

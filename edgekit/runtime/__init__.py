@@ -9,6 +9,15 @@ prediction = chain(chain.read("7.png"))
 from edgekit.runtime.adapt import AdaptivePolicy
 from edgekit.runtime.chain import Chain, Prediction
 from edgekit.runtime.drift import DriftDetector, DriftWarning
+from edgekit.runtime.ladder import Ladder
 from edgekit.runtime.metrics import Metrics
 
-__all__ = ["AdaptivePolicy", "Chain", "DriftDetector", "DriftWarning", "Metrics", "Prediction"]
+__all__ = [
+    "AdaptivePolicy",
+    "Chain",
+    "DriftDetector",
+    "DriftWarning",
+    "Ladder",
+    "Metrics",
+    "Prediction",
+]

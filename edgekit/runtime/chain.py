@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.bundle.ladder import is_ladder, read_ladder, read_variant
 from edgekit.bundle.manifest import (
     GIVEN,
     Input,
@@ -82,6 +83,8 @@ class Prediction(NamedTuple):
     Where the exits give something else than class scores, `class_index` and `label` are None, and
     `output` is what the exit that answers gives for the sample, an array of its own. `confidence`
     is NaN at a final exit that gives none.
+
+    `variant` is the one of a ladder that answers, see `Ladder`; None where a chain was asked.
     """
 
     class_index: int | None
@@ -91,6 +94,7 @@ class Prediction(NamedTuple):
     stop: Stop
     segment_latency_ms: tuple[float, ...] | None = None
     output: Array | None = None
+    variant: str | None = None
 
 
 def contents(bundle: Bundle, segments: Sequence[Segment], engine: str) -> list[bytes]:
@@ -259,20 +263,32 @@ class Chain:
         profile: str | os.PathLike[str] | None = None,
         metrics: str | os.PathLike[str] | None = None,
     ) -> "Chain":
-        """The chain of the bundle at `path`.
+        """The chain of the bundle at `path`, or of a variant of the ladder there.
 
-        `variant` is the first one by default, `engine` the target's (another that reads the same
-        segments may run them), `threads` what the target says, or the cores of this machine where
-        those are fewer. For deadlines, `segment_ms` or `profile` says how long
-        segments take: see `Chain.segment_ms`; a profile is a report that `edgekit bench --json`
-        wrote of this bundle on this device. `metrics` is a file for what the chain does
-        (`Metrics`). Raises BundleError where the bundle is not exactly what was built, DeviceError
-        where its engine is missing or refuses a segment (NotInstalledError, MismatchError and
-        PlanError where `edgekit install` helps), InputError where the times do not fit or the file
-        cannot be written.
+        `variant` must name one of a ladder's, and is the first of a bundle's by default. `engine`
+        is the target's (another that reads the same segments may run them), `threads` what the
+        target says, or the cores of this machine where those are fewer. For deadlines, `segment_ms`
+        or `profile` says how long segments take: see `Chain.segment_ms`; a profile is a report that
+        `edgekit bench --json` wrote of this bundle on this device. `metrics` is a file for what the
+        chain does (`Metrics`).
+
+        Raises BundleError where the bundle is not exactly what was built, DeviceError where its
+        engine is missing or refuses a segment (NotInstalledError, MismatchError and PlanError where
+        `edgekit install` helps), InputError where the times do not fit, the file cannot be written,
+        or no variant of a ladder is named.
         """
+        if is_ladder(path):
+            document = read_ladder(path)
+            if variant is None:
+                raise InputError(
+                    f"{path}: is a ladder of {', '.join(document.names)}: name a variant, or let "
+                    "Ladder.load choose"
+                )
+            bundle, variant = read_variant(path, document, variant), None
+        else:
+            bundle = read_bundle(path)
         return cls.from_bundle(
-            read_bundle(path),
+            bundle,
             variant=variant,
             engine=engine,
             threads=threads,

@@ -95,7 +95,7 @@ def test_a_missing_or_unknown_key_is_refused(key: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "...", "../w0.5", "a/b", "/etc", "a b", "w\n", "é", "x" * 201,
-     "W0.25", "ladder.json", "Profile.json", "manifest.json"],
+     "W0.25", "ladder.json", "Profile.json", "manifest.json", "w0.25.engines"],
 )  # fmt: skip
 def test_a_name_that_leaves_the_folder_or_stands_twice_is_refused(name: str) -> None:
     refused(with_variant(name=name), "rebuild it")
