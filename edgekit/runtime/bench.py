@@ -39,7 +39,16 @@ from edgekit.runtime.turns import (
 )
 from edgekit.runtime.verify import load_array, load_arrays
 
-__all__ = ["bench", "brief", "latency_summary", "load_test_data", "verdict"]
+__all__ = [
+    "bench",
+    "brief",
+    "caveats",
+    "load_test_data",
+    "load_test_samples",
+    "start_engine",
+    "to_tensors",
+    "verdict",
+]
 
 Array = npt.NDArray[Any]
 
@@ -322,6 +331,12 @@ def verdict(report: dict[str, Any]) -> str:
         if other_ms < chain_ms:
             text += f" But {other['name']} is faster still: {other_ms:.3f} ms"
             text += f" at {other['accuracy']:.1%}." if accuracy is not None else "."
+    return text + caveats(report)
+
+
+def caveats(report: dict[str, Any]) -> str:
+    """Sentences about what should not be made of a report's figures; empty where all is well."""
+    text = ""
     if not report["on_target"]:
         text += f" These are not the target's figures: {report['other_device']}."
     if not report["valid"]:
