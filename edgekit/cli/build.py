@@ -18,6 +18,7 @@ from edgekit.cli.output import (
     StageProgress,
     Terminal,
     print_segments,
+    print_variants,
 )
 from edgekit.cli.report import ReportOption, draw_page
 from edgekit.errors import DeviceError, RecipeError
@@ -176,21 +177,7 @@ def _build_ladder(
         install_here(terminal, built.path, built.manifest.target)
     terminal.line()
     variants = ladder.document["variants"]
-    of = variants[0]["accuracy_of"] or "labels"
-    terminal.table(
-        "Variants",
-        ["variant", "parameters", "MACs", "segments", f"accuracy ({of})"],
-        [
-            [
-                one["name"],
-                f"{one['parameters']:,}",
-                f"{one['macs'] / 1e6:,.2f} M",
-                bytes_text(one["size_bytes"]),
-                "-" if one["accuracy"] is None else f"{one['accuracy']:.2%}",
-            ]
-            for one in variants
-        ],
-    )
+    print_variants(terminal, variants)
     verb = "Wrote" if ladder.written else "Nothing to do for"
     widest = ladder.variants[variants[-1]["name"]]
     terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder)}")
