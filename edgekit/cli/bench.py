@@ -12,12 +12,12 @@ from edgekit.cli.engine import EngineOption, InstallOption, VariantOption, insta
 from edgekit.cli.output import JsonOption, StageProgress, Terminal
 from edgekit.cli.policy import (
     PolicyOption,
-    ladder_policy_text,
     other_ladder_policy,
     other_policy,
     policy_text,
 )
 from edgekit.errors import InputError
+from edgekit.report.benches import ladder_policy_text
 from edgekit.runtime import bench as library
 from edgekit.runtime.bench_ladder import bench_ladder
 from edgekit.runtime.preprocess import read_npz

@@ -20,7 +20,7 @@ from edgekit.cli.output import (
     print_segments,
     print_variants,
 )
-from edgekit.cli.report import ReportOption, draw_page
+from edgekit.cli.report import ReportOption, draw_ladder_page, draw_page
 from edgekit.errors import DeviceError, RecipeError
 from edgekit.report.words import bytes_text
 from edgekit.runtime.device import describe, other_than_target
@@ -169,10 +169,10 @@ def _build_ladder(
         command=command,
         begin=lambda _, one: _announce(terminal, one),
     )
-    lacking = None
     for name, built in ladder.variants.items():
         terminal.line(f"\n{name}")
-        lacking = draw_page(terminal, built.path) if report else None
+        if report:
+            draw_page(terminal, built.path)
         _print(terminal, built.manifest, built.evidence)
         install_here(terminal, built.path, built.manifest.target)
     terminal.line()
@@ -180,7 +180,10 @@ def _build_ladder(
     print_variants(terminal, variants)
     verb = "Wrote" if ladder.written else "Nothing to do for"
     widest = ladder.variants[variants[-1]["name"]]
+    lacking = draw_ladder_page(terminal, folder) if report else None
     terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder)}")
+    if (folder / REPORT_NAME).is_file():
+        terminal.line(f"Look at {folder / REPORT_NAME}")
     if lacking:
         terminal.line(f"Note: no report.html: {lacking}")
     evidence = {name: built.evidence for name, built in ladder.variants.items()}

@@ -23,8 +23,9 @@ from edgekit.cli.output import (
     print_segments,
     print_variants,
 )
-from edgekit.cli.policy import ladder_policy_text, policy_text
+from edgekit.cli.policy import policy_text
 from edgekit.errors import DeviceError, EdgekitError, InputError, RecipeError
+from edgekit.report.benches import ladder_policy_text
 from edgekit.runtime import Ladder
 from edgekit.runtime.profile import profile_beside
 

@@ -8,18 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekit.bundle.ladder import POLICIES, LadderDocument, LadderPolicy, parse_ladder_policy
+from edgekit.bundle.ladder import LadderDocument, LadderPolicy, parse_ladder_policy
 from edgekit.bundle.manifest import Manifest, Policy, parse_policy
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime.criteria import unknown
 
-__all__ = [
-    "PolicyOption",
-    "ladder_policy_text",
-    "other_ladder_policy",
-    "other_policy",
-    "policy_text",
-]
+__all__ = ["PolicyOption", "other_ladder_policy", "other_policy", "policy_text"]
 
 PolicyOption = Annotated[
     str | None,
@@ -96,21 +90,6 @@ def policy_text(policy: Policy, exits: tuple[str, ...]) -> str:
     )
     text = f"{' '.join(parts)}: {thresholds or 'no early exit'}"
     return text if policy.otherwise == "last" else f"{text}; otherwise {policy.otherwise}"
-
-
-def ladder_policy_text(policy: dict[str, Any]) -> str:
-    """A ladder's policy, as its document has it, in a line: what is usual is left out."""
-    kind = policy["kind"]
-    usual = {one.name: one.default for one in dataclasses.fields(POLICIES[kind])}
-    parts = []
-    for key, value in policy.items():
-        if key == "kind" or value == usual[key]:
-            continue
-        said = str(value)
-        if isinstance(value, list | tuple):
-            said = ", ".join(f"{one:.4g}" for one in value)
-        parts.append(key if value is True else f"{key} {said}")
-    return f"{kind}: {'; '.join(parts)}" if parts else kind
 
 
 def _read(text: str) -> dict[str, Any]:
