@@ -36,10 +36,13 @@ def four(facts):
     narrow = facts.document.variants[0]
     variants = tuple(
         dataclasses.replace(narrow, name=name, accuracy=accuracy, macs=macs * 10**6)
-        for name, accuracy, macs in zip(NAMES, (0.912, 0.969, 0.961, 0.978), (1, 4, 8, 15))
+        for name, accuracy, macs in zip(
+            NAMES, (0.912, 0.969, 0.961, 0.978), (1, 4, 8, 15), strict=True
+        )
     )
     times = dict(zip(NAMES, (0.11, 0.25, 0.46, 0.81), strict=True))
-    device = {"cpu": "Some Board 4", "machine": "aarch64"}
+    machine = facts.manifest.target.machine or "aarch64"
+    device = {"cpu": "Some Board 4", "machine": machine}
     measured = {
         name: Measured(narrow.bundle_id, Latency(ms, ms, ms * 1.5), 3_000_000)
         for name, ms in times.items()
@@ -96,7 +99,15 @@ def test_without_a_profile_work_stands_for_time_and_the_page_says_so(facts):
 def test_with_a_profile_latency_is_drawn_and_whose_it_is(four):
     page = draw_ladder(four)
     assert "Accuracy against latency" in page
-    assert "on Some Board 4 (aarch64), onnxruntime 1.32.0: the target." in page
+    assert "Measured for the ladder's profile on Some Board 4 (" in page
+    assert "onnxruntime 1.32.0: the target." in page
+    elsewhere = dataclasses.replace(four.profile, device={"cpu": "Toaster", "machine": "pdp11"})
+    page = draw_ladder(dataclasses.replace(four, profile=elsewhere))
+    assert "on Toaster (pdp11), onnxruntime 1.32.0: not the target, built for host" in page
+
+
+def test_which_variants_are_on_the_front_is_told_in_words(four):
+    page = draw_ladder(four)
     assert "work stands for it" not in page
     assert "w0.75: 96.10% at 0.460, off it" in page
     assert "w0.5: 96.90% at 0.250, on it" in page
@@ -164,8 +175,10 @@ def test_a_profile_that_was_changed_is_not_shown_and_the_page_says_so(tiny_ladde
     (tiny_ladder / "profile.json").write_text(json.dumps({"format_version": 1}))
     facts = collect_ladder(tiny_ladder)
     assert facts.profile is None
+    assert "profile.json: was changed" in facts.odd
     page = draw_ladder(facts)
-    assert '<p class="warns">profile.json' in page or "profile.json: was changed" in page
+    assert '<p class="warns">' in page
+    assert "edgekit bench LADDER --profile measures it anew" in page
     assert "Accuracy against work" in page
 
 
