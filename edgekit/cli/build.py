@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekit.bundle.ladder import LadderDocument, parse_ladder, seal_ladder
 from edgekit.bundle.manifest import REPORT_NAME, Manifest
 from edgekit.bundle.writer import check_output
 from edgekit.cli.install import install_here
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from edgekit.ladder import LadderPlan
     from edgekit.plan import Plan
 
-__all__ = ["SetOption", "build", "print_tuned", "require", "resolve"]
+__all__ = ["SetOption", "build", "print_cascade", "print_tuned", "require", "resolve"]
 
 SetOption = Annotated[
     list[str],
@@ -191,6 +192,7 @@ def _build_ladder(
             for one in variants
         ],
     )
+    print_cascade(terminal, parse_ladder(seal_ladder(ladder.document)))
     verb = "Wrote" if ladder.written else "Nothing to do for"
     widest = ladder.variants[variants[-1]["name"]]
     terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder)}")
@@ -198,6 +200,31 @@ def _build_ladder(
         terminal.line(f"Note: no report.html: {lacking}")
     evidence = {name: built.evidence for name, built in ladder.variants.items()}
     terminal.json({"path": str(folder), **ladder.document, "evidence": evidence})
+
+
+def print_cascade(terminal: Terminal, document: LadderDocument) -> None:
+    """What a ladder's cascade came to, if one was tuned."""
+    found = document.cascade
+    if found is None:
+        return
+    terminal.line()
+    terminal.table(
+        f"Cascade, on {found.samples} tuning samples",
+        ["variant", "threshold", "answers"],
+        [
+            [name, "-" if limit is None else f"{limit:.4f}", f"{rate:.1%}"]
+            for name, limit, rate in zip(
+                document.names, (*found.thresholds, None), found.rates, strict=True
+            )
+        ],
+    )
+    scale = 1e6 if found.unit == "MACs" else 1
+    unit = "M MACs" if found.unit == "MACs" else found.unit
+    of = "accuracy" if document.variants[-1].accuracy_of == "labels" else "agreement"
+    terminal.line(
+        f"{of.capitalize()} {found.accuracy:.2%}; on average {found.mean_cost / scale:.3g} {unit} "
+        f"a sample, {document.names[-1]} alone {found.widest_cost / scale:.3g}"
+    )
 
 
 def _announce(terminal: Terminal, plan: "Plan") -> None:

@@ -26,7 +26,7 @@ from edgekit.errors import BundleError, DeviceError, InputError
 from edgekit.runtime import Chain, Ladder, Metrics, memory
 from edgekit.runtime.ladder import FLOOR_BYTES
 from edgekit.runtime.profile import Latency, Measured, seal_profile
-from tests.ladders import NARROW, WIDE, rewrite
+from tests.ladders import NARROW, WIDE, cascade_of, rewrite
 
 Array = npt.NDArray[Any]
 
@@ -157,7 +157,7 @@ def test_a_batch_cascades_as_its_samples_do(
 
 
 def test_a_tuned_cascade_brings_its_thresholds(tiny_ladder: Path) -> None:
-    tuned = {"thresholds": [0.5], "samples": 24, "accuracy": 0.5}
+    tuned = cascade_of([0.5], accuracy=0.5)
     ladder = Ladder.load(rewrite(tiny_ladder, cascade=tuned), policy=Cascade())
     assert ladder.policy == Cascade((0.5,))
     with pytest.raises(InputError, match="was not tuned"):
