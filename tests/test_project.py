@@ -104,7 +104,7 @@ def documented_words() -> set[str]:
 
 
 def test_the_recipe_shown_is_the_shipped_one():
-    shown, outputs, exits = re.findall(
+    shown, outputs, exits, variants = re.findall(
         r"```yaml\n(.*?)```", (ROOT / "docs/recipe.md").read_text(), re.S
     )
     shipped = yaml.safe_load((ROOT / "recipes/digits/recipe.yaml").read_text())
@@ -117,6 +117,7 @@ def test_the_recipe_shown_is_the_shipped_one():
     assert places == ("early", "middle", "late", "deep", "final")
     given = {key: value for key, value in shipped.items() if key != "labels"}
     assert Recipe.model_validate({**given, **yaml.safe_load(outputs)}).policy.criterion == "given"
+    assert Recipe.model_validate({**shipped, **yaml.safe_load(variants)}).variants is not None
 
 
 def test_python_examples_run(digits_bundle, monkeypatch, capsys, tmp_path):
