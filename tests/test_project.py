@@ -16,6 +16,7 @@ from edgekit.errors import DeviceError
 from edgekit.recipe import Recipe, load_recipe
 from edgekit.runtime.cuda import find
 from tests.conftest import ROOT
+from tests.ladders import assemble
 
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(edgekit.__path__, "edgekit.")
@@ -123,6 +124,7 @@ def test_the_recipe_shown_is_the_shipped_one():
 def test_python_examples_run(digits_bundle, monkeypatch, capsys, tmp_path):
     (tmp_path / "build/digits").mkdir(parents=True)
     (tmp_path / "build/digits/host").symlink_to(digits_bundle)
+    assemble(tmp_path / "build/digits-slimmable/host", {"w1.0": (digits_bundle, 1.0)})
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     examples = [

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.bundle.ladder import is_ladder, read_ladder, read_variant
+from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reader import read_bundle
 from edgekit.cli.output import JsonOption, Terminal
 from edgekit.errors import DeviceError
@@ -26,7 +28,9 @@ HOST_PACKAGES = (
 
 
 def doctor(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle that is to run here.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle or ladder that is to run here.")
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Say what this machine is, whether it can run and build bundles, and what would help."""
@@ -89,11 +93,32 @@ def doctor(
 def _for_bundle(
     terminal: Terminal, path: Path, facts: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """What the machine of `facts` lacks for a bundle: for the report, and as advice."""
-    manifest = read_bundle(path).manifest
+    """What the machine of `facts` lacks for a bundle or ladder: for the report, and as advice."""
+    if not is_ladder(path):
+        manifest = read_bundle(path).manifest
+        told, advice = _unmet(terminal, path, manifest.name, manifest, facts)
+        needed, wishes = _memory(manifest, "its chain")
+        return {**told, **needed}, advice + wishes
+    document = read_ladder(path)
+    manifests = {name: read_variant(path, document, name).manifest for name in document.names}
+    # The variants are of one target, and want the same.
+    first = document.names[0]
+    told, advice = _unmet(terminal, path / first, document.name, manifests[first], facts)
+    told["variants"] = {}
+    for name, manifest in manifests.items():
+        needed, wishes = _memory(manifest, f"the chain of {name}")
+        told["variants"][name] = needed
+        advice += wishes
+    return told, advice
+
+
+def _unmet(
+    terminal: Terminal, path: Path, name: str, manifest: Manifest, facts: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """What the bundle at `path` wants that the machine has not."""
     wishes = unmet(manifest.requirements, facts)
     other_device = other_than_target(manifest.target, facts)
-    terminal.line(f"{manifest.name:<17}{'as it wants' if not wishes else 'wants'}")
+    terminal.line(f"{name:<17}{'as it wants' if not wishes else 'wants'}")
     for line in filter(None, (*wishes, other_device)):
         terminal.line(f"  {line}")
     advice = []
@@ -102,19 +127,20 @@ def _for_bundle(
             "give it what it wants, in an environment of its own: "
             f"pip install -r {path / 'install/requirements.txt'}"
         )
+    return {"unmet": wishes, "other_device": other_device}, advice
+
+
+def _memory(manifest: Manifest, what: str) -> tuple[dict[str, Any], list[str]]:
+    """What loading a bundle's chain, `what`, takes and what is free."""
     available = memory.available_bytes()
     needed = memory.needed_bytes(one.size_bytes for one in manifest.variant().segments)
+    advice = []
     if available is not None and available < needed:
         advice.append(
-            f"load its chain, which needs {needed / 1e6:,.1f} MB (twice its files' size) where "
+            f"load {what}, which needs {needed / 1e6:,.1f} MB (twice its files' size) where "
             f"{available / 1e6:,.1f} MB are free: end other programs, or build a smaller one"
         )
-    return {
-        "unmet": wishes,
-        "other_device": other_device,
-        "available_bytes": available,
-        "needed_bytes": needed,
-    }, advice
+    return {"available_bytes": available, "needed_bytes": needed}, advice
 
 
 def _print_pi(terminal: Terminal, pi: raspberrypi.RaspberryPi, seen: raspberrypi.Snapshot) -> None:

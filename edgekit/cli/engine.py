@@ -1,16 +1,18 @@
-"""What run, verify and bench share: which engine, and whether it is built first."""
+"""What run, verify and bench share: which bundle and engine, and whether it is built first."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgekit.bundle.reader import Bundle
+from edgekit.bundle.ladder import is_ladder, read_ladder, read_variant
+from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.cli.output import StageProgress, Terminal
 from edgekit.errors import MismatchError, NotInstalledError, PlanError
 from edgekit.runtime.chain import Chain, contents
 from edgekit.runtime.engines import BUILT_ON_DEVICE
 
-__all__ = ["EngineOption", "InstallOption", "installed", "load"]
+__all__ = ["EngineOption", "InstallOption", "VariantOption", "installed", "load", "open_bundle"]
 
 EngineOption = Annotated[
     str | None,
@@ -23,6 +25,22 @@ EngineOption = Annotated[
 InstallOption = Annotated[
     bool, typer.Option("--install", help="Build the engines first, where they are not here yet.")
 ]
+
+VariantOption = Annotated[
+    str | None, typer.Option(help="Take this variant of a ladder as a bundle, and no policy of it.")
+]
+
+
+def open_bundle(path: Path, variant: str | None) -> Bundle:
+    """The bundle at `path`, or that of a variant of the ladder there.
+
+    Raises BundleError where there is none, or none of that name.
+    """
+    if variant is not None and is_ladder(path):
+        return read_variant(path, read_ladder(path), variant)
+    bundle = read_bundle(path)
+    bundle.manifest.variant(variant)
+    return bundle
 
 
 def load(

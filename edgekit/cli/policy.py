@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.bundle.ladder import LadderDocument, LadderPolicy, parse_ladder_policy
 from edgekit.bundle.manifest import Manifest, Policy, parse_policy
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime.criteria import unknown
 
-__all__ = ["PolicyOption", "other_policy", "policy_text"]
+__all__ = ["PolicyOption", "other_ladder_policy", "other_policy", "policy_text"]
 
 PolicyOption = Annotated[
     str | None,
@@ -20,7 +21,8 @@ PolicyOption = Annotated[
         "--policy",
         metavar="FILE|JSON",
         help="Another policy for the same segments, such as '{\"thresholds\": 0.9}', or a file of "
-        "that; what it does not name stays as in the bundle.",
+        "that; what it does not name stays as in the bundle. Of a ladder, who answers: "
+        '\'{"kind": "latency_budget", "budget_ms": 5}\'.',
     ),
 ]
 
@@ -60,6 +62,18 @@ def other_policy(text: str, manifest: Manifest) -> Policy:
     if words := unknown(policy) or policy.problem(last, scores=bool(manifest.labels)):
         raise InputError(f"--policy: {words}")
     return policy
+
+
+def other_ladder_policy(text: str, document: LadderDocument) -> LadderPolicy:
+    """The policy of a ladder that `text` is: a JSON object with its `kind`, or a file of that.
+
+    Raises InputError where the file cannot be read, or where what it says is no policy for the
+    ladder's variants.
+    """
+    try:
+        return parse_ladder_policy(_read(text), document.names, "--policy")
+    except BundleError as error:
+        raise InputError(str(error).removesuffix("; rebuild it")) from None
 
 
 def policy_text(policy: Policy, exits: tuple[str, ...]) -> str:

@@ -71,9 +71,13 @@ def stands(
     return confidence >= policy.thresholds[asked - 1]
 
 
-def p95(latencies_ms: Sequence[float]) -> float:
-    """The 95th percentile of some measured times, as the least of them that 95 % do not exceed."""
-    return sorted(latencies_ms)[_rank(len(latencies_ms)) - 1]
+def p95(latencies_ms: Sequence[float], window: int) -> float:
+    """The 95th percentile of a window of so many samples, of which these are known.
+
+    The least of them that 95 % of the window do not exceed. Those not yet known count as faster: of
+    a window that is not full it is the least that it can be. More than a twentieth must be known.
+    """
+    return sorted(latencies_ms)[_rank(window) - window - 1]
 
 
 def _rank(count: int) -> int:
@@ -133,8 +137,9 @@ def follow_load(
     here = max(bisect_right(places, state.place) - 1, 0)
     costs = tuple(p95_ms[place] for place in places)
     settings = adapt.Settings(costs, window=1, step=len(places), hysteresis=policy.margin)
-    seen = adapt.follow(settings, adapt.State(here), p95(latencies_ms), policy.target_ms)
-    wanted = places[seen.place]
+    # Of a window that ended early the least it can be: a hiccup in it leads to nothing too narrow.
+    seen_ms = p95(latencies_ms, policy.window)
+    wanted = places[adapt.follow(settings, adapt.State(here), seen_ms, policy.target_ms).place]
     if wanted <= state.place:
         return LoadState(wanted)
     wider = min(wanted, state.wider) if state.calm else wanted

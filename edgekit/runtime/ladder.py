@@ -72,9 +72,9 @@ class Ladder:
     A ladder may be called from several threads. Calls of one variant take turns, as those of a
     chain do; calls of others go on beside them, also while a variant is being loaded.
 
-    `names` are the variants', narrowest first, `document` is what the ladder says of itself,
-    `profile` what its variants take on this device, None where that is not known. `moves` counts
-    how often the policy `load` went to another variant.
+    `names` are the variants', narrowest first, `labels` the classes that all of them tell,
+    `document` is what the ladder says of itself, `profile` what its variants take on this device,
+    None where that is not known. `moves` counts how often the policy `load` went to another one.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Ladder:
             raise InputError(f"memory_bytes is a number above 0; found {memory_bytes!r}")
         # Of one variant the manifest says what all have in common; it is small, and has no weights.
         self._first = read_variant_manifest(path, document, self.names[0])
-        target = self._first.target
+        self.labels, target = self._first.labels, self._first.target
         self.engine = engine or target.engine
         self.threads = threads or threads_here(target.threads)
         self.profile, self._why_no_profile = self._find_profile(profile)
@@ -273,11 +273,10 @@ class Ladder:
         say and take when nothing cuts them short.
         """
         policy, state, _ = self._now
+        if deadline_ms is not None:
+            self.check_deadline()
         if isinstance(policy, Cascade):
-            self._refuse(deadline_ms)
             return self._cascade(policy, sample, timings)
-        if isinstance(policy, Load):
-            self._refuse(deadline_ms)
         name = self.names[state.place]
         chain = self._take(name)
         try:
@@ -289,6 +288,14 @@ class Ladder:
         finally:
             self._release(name)
         return found._replace(variant=name)
+
+    def check_deadline(self) -> None:
+        """Raises InputError where the policy does not go with deadlines, see `one`."""
+        if isinstance(self.policy, Cascade | Load):
+            raise InputError(
+                "a deadline would cut short what this policy goes by: set another policy, or call "
+                "a variant's chain"
+            )
 
     def many(self, samples: Sample, *, timings: bool = False) -> list[Prediction]:
         """Classify a batch of tensors, as `Chain.many`; for variants that take the same inputs.
@@ -337,13 +344,6 @@ class Ladder:
     def _stands(self, policy: Cascade, asked: Sequence[Prediction]) -> bool:
         classes = [one.class_index for one in asked]
         return choose.stands(policy, len(self.names), classes, asked[-1].confidence)
-
-    def _refuse(self, deadline_ms: float | None) -> None:
-        if deadline_ms is not None:
-            raise InputError(
-                "a deadline would cut short what this policy goes by: set another policy, or call "
-                "a variant's chain"
-            )
 
     def _saw(self, policy: Load, place: int, latency_ms: float) -> None:
         """Count what a sample took at this place; at the end of a window, follow the load."""
