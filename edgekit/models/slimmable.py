@@ -210,9 +210,9 @@ class SlimmableLinear(_Slimmable, nn.Linear):
 class SwitchableBatchNorm2d(_Slimmable, nn.Module):
     """A BatchNorm for each width: what a narrower network's features are distributed like differs.
 
-    Statistics that are shared fit none of the widths (section 3 of the paper); the scales and
-    shifts beside them are a thousandth of a network's weights. `slim=False` behind a layer that
-    gives all its channels at every width.
+    Statistics that are shared fit none of the widths (Yu et al., section 3), and those of all of
+    them are few beside a network's weights. `slim=False` behind a layer that gives all its channels
+    at every width.
     """
 
     def __init__(
@@ -305,9 +305,9 @@ def sandwich_step(
 ) -> torch.Tensor:
     """Add a batch's gradients at several widths to the network's, and return the summed loss.
 
-    The sandwich rule and in-place distillation (Yu and Huang, arXiv 1903.05134, sections 3.2 and
-    3.3): the widest width learns the `labels`, int64 `[batch]`; the narrowest and `between` others,
-    drawn by `generator`, learn what the widest has just said, softened by `temperature`.
+    The sandwich rule and in-place distillation (Yu and Huang, arXiv 1903.05134): the widest width
+    learns the `labels`, int64 `[batch]`; the narrowest and `between` others, drawn by `generator`,
+    learn what the widest has just said, softened by `temperature`.
 
     The network returns logits `[batch, classes]`, or a list of them, one for each exit, of which
     the mean loss counts. Exits of narrower widths all learn from the widest's final exit: it is the
@@ -334,7 +334,7 @@ def sandwich_step(
         set_width(network, width)
         students = [one / temperature for one in _exits(network(inputs))]
         loss = torch.stack([F.cross_entropy(one, teacher) for one in students]).mean()
-        # Softening divides the gradients by the square (Hinton et al., arXiv 1503.02531, sec. 2).
+        # Softening divides the gradients by the square (Hinton et al., arXiv 1503.02531).
         loss = loss * temperature**2
         loss.backward()
         total += loss.detach()

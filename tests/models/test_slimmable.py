@@ -1,6 +1,7 @@
 """Widths in one set of weights: what each takes of it, and that it touches no other's."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from edgekit.models.slimmable import (
     slimmed,
     widths_of,
 )
+from tests.conftest import ROOT
 
 WIDTHS = (0.25, 0.5, 1.0)
 
@@ -353,3 +355,13 @@ def test_an_export_is_of_the_chosen_width(width, strict):
     ran = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert "aten.slice.Tensor" in ran
     assert not {one for one in ran if "sym" in one or "cond" in one}
+
+
+def test_the_pages_examples_run():
+    page = (ROOT / "docs/slimmable.md").read_text()
+    names = {"batches": [(torch.randn(6, 3, 8, 8), labels())] * 2}
+    for code in re.findall(r"```py\n(.*?)```", page, re.S):
+        exec(compile(code, "docs/slimmable.md", "exec"), names)  # noqa: S102  (our own page)
+    network = names["network"]
+    assert widths_of(network) == (0.25, 0.5, 0.75, 1.0)
+    assert [int(one.num_batches_tracked) for one in network[1].norms] == [2, 2, 2, 2]
