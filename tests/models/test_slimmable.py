@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgekit.models.load import call_factory, user_code
 from edgekit.models.slimmable import (
     SlimmableConv2d,
     SlimmableLinear,
@@ -355,6 +356,22 @@ def test_an_export_is_of_the_chosen_width(width, strict):
     ran = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert "aten.slice.Tensor" in ran
     assert not {one for one in ran if "sym" in one or "cond" in one}
+
+
+def test_a_resnet50_at_full_width_is_the_published_one_and_at_a_quarter_two_million_weights():
+    folder = ROOT / "benchmarks/resnet50-slimmable"
+    with user_code(folder):
+        network = call_factory("model.py:resnet50", {}, folder).eval()
+    x = torch.randn(2, 3, 64, 64)
+    for width, weights in ((1.0, 25_557_032), (0.25, 1_993_976)):
+        plain = slimmed(network, width)
+        assert sum(one.numel() for one in plain.parameters()) == weights
+        set_width(network, width)
+        with torch.no_grad():
+            wanted = network(x)
+            torch.testing.assert_close(plain(x), wanted, rtol=1e-5, atol=1e-5)
+        # Two pictures, two answers: at random weights features may well vanish on the way.
+        assert (wanted[0] - wanted[1]).abs().max() > 0.1
 
 
 def test_the_pages_examples_run():
