@@ -22,6 +22,7 @@ from edgekit.bundle.manifest import (
     FORMAT_VERSION,
     LADDER_NAME,
     MANIFEST_NAME,
+    REPORT_NAME,
     Manifest,
     canonical_json,
     decode,
@@ -396,7 +397,7 @@ def _check_variants(variants: Sequence[LadderVariant]) -> None:
             "read; rebuild it"
         )
     # Some file systems do not tell cases apart.
-    seen = {LADDER_NAME, PROFILE_NAME, MANIFEST_NAME}
+    seen = {LADDER_NAME, PROFILE_NAME, MANIFEST_NAME, REPORT_NAME}
     cost = 0
     for variant in variants:
         name, where = variant.name, f"{LADDER_NAME}: variant {variant.name!r:.60}"

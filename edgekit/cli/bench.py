@@ -1,23 +1,32 @@
-"""`edgekit bench`: what early exit gains on this machine."""
+"""`edgekit bench`: what early exit, or a ladder's policy, gains on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from edgekit.bundle.ladder import PROFILE_NAME, is_ladder, read_ladder, read_variant
 from edgekit.bundle.reader import read_bundle
-from edgekit.cli.engine import EngineOption, InstallOption, installed
+from edgekit.bundle.writer import replace_file
+from edgekit.cli.engine import EngineOption, InstallOption, VariantOption, installed, open_bundle
 from edgekit.cli.output import JsonOption, StageProgress, Terminal
-from edgekit.cli.policy import PolicyOption, other_policy, policy_text
+from edgekit.cli.policy import (
+    PolicyOption,
+    other_ladder_policy,
+    other_policy,
+    policy_text,
+)
 from edgekit.errors import InputError
+from edgekit.report.benches import ladder_policy_text
 from edgekit.runtime import bench as library
+from edgekit.runtime.bench_ladder import bench_ladder
 from edgekit.runtime.preprocess import read_npz
 
 __all__ = ["bench"]
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder, or a ladder's.")],
     data: Annotated[
         Path | None,
         typer.Option(
@@ -35,13 +44,30 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each sample is measured.")] = 10,
     policy: PolicyOption = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Of a ladder: keep what its variants take here, beside it."),
+    ] = False,
+    variant: VariantOption = None,
     engine: EngineOption = None,
     install: InstallOption = False,
     json_to: JsonOption = None,
 ) -> None:
-    """Measure the chain beside the undivided network, on the test split, in one process."""
+    """Measure the chain beside the undivided network, on the test split, in one process.
+
+    Of a ladder, every variant, and the ladder under its policy.
+    """
     terminal = Terminal(json_to)
-    found = read_bundle(bundle)
+    if is_ladder(bundle) and variant is None:
+        if beside:
+            raise InputError("--beside: a ladder's variants stand beside one another; leave it out")
+        _bench_ladder(terminal, bundle, data, threads, rounds, policy, profile, engine, install)
+        return
+    if profile:
+        raise InputError(
+            f"--profile: is of a ladder, and {bundle} is none; --json FILE keeps what was measured"
+        )
+    found = open_bundle(bundle, variant)
     other = None if policy is None else other_policy(policy, found.manifest)
     others = [read_bundle(one) for one in beside]
     if data is not None:
@@ -73,18 +99,112 @@ def bench(
     terminal.json(report)
 
 
-def _print(terminal: Terminal, report: dict[str, Any]) -> None:
-    threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
-    terminal.line(
-        f"{report['name']} for {report['target']}: {report['engine']}, {report['precision']}, "
-        f"{threads}, {report['samples']} samples x {report['rounds']} rounds, batch 1"
+def _bench_ladder(
+    terminal: Terminal,
+    path: Path,
+    data: Path | None,
+    threads: int | None,
+    rounds: int,
+    policy: str | None,
+    profiling: bool,
+    engine: str | None,
+    install: bool,
+) -> None:
+    document = read_ladder(path)
+    chosen = None if policy is None else other_ladder_policy(policy, document)
+    widest = read_variant(path, document, document.names[-1])
+    samples, labels = None, None
+    if data is not None:
+        samples, labels = read_npz(data, widest.manifest.inputs)
+    elif (carried := library.load_test_samples(widest)) is not None:
+        samples, labels = carried
+    elif not profiling:
+        raise InputError(
+            f"{path}: carries no test split; give one with --data FILE.npz, or measure on zeros "
+            "with --profile"
+        )
+    if install:
+        for name in document.names:
+            bundle = read_variant(path, document, name)
+            installed(terminal, bundle, engine, install, undivided=False)
+    with StageProgress(terminal).live("bench") as step:
+        report, measured = bench_ladder(
+            path,
+            samples,
+            labels,
+            engine=engine,
+            threads=threads,
+            rounds=rounds,
+            policy=chosen,
+            profiling=profiling,
+            step=step,
+        )
+    if profiling:
+        replace_file(path / PROFILE_NAME, measured)
+    if chosen is not None and report["ladder"] is not None:
+        terminal.line(f"Not the ladder's policy: {ladder_policy_text(report['policy'])}")
+    _print_ladder(terminal, report)
+    if profiling:
+        terminal.line(f"Wrote {path / PROFILE_NAME}")
+    terminal.json(report)
+
+
+def _print_ladder(terminal: Terminal, report: dict[str, Any]) -> None:
+    runs = f"{report['samples']} samples x {report['rounds']} rounds"
+    if report["zeros"]:
+        runs = f"{report['samples'] * report['rounds']} runs on zeros, no exit taken"
+    _print_head(terminal, report, runs)
+    rows = [
+        [
+            name,
+            *(_number(one["latency_ms"][key]) for key in ("mean", "p50", "p95", "p99")),
+            _percent(one["accuracy"]),
+            f"{one['speedup']:.2f}",
+        ]
+        for name, one in _contenders(report)
+    ]
+    terminal.table(
+        "Latency in ms",
+        ["variant", "mean", "p50", "p95", "p99", "accuracy", "x widest"],
+        rows,
     )
-    terminal.line(f"on {report['device']['cpu']} ({report['device']['machine']})")
-    if not report["on_target"]:
-        terminal.line(f"Not on the target: {report['other_device']}")
-    if report["conditions"] is not None:
-        _print_conditions(terminal, report["conditions"])
-    terminal.line()
+    found = report["ladder"]
+    if found is not None:
+        terminal.line(f"\nPolicy {ladder_policy_text(report['policy'])}")
+        terminal.table(
+            "Who answers",
+            ["variant", "answered", "accuracy"],
+            [
+                [one["name"], f"{one['share']:.1%}", _percent(one["accuracy"])]
+                for one in found["answers"]
+            ],
+        )
+        if found["moves"]:
+            terminal.line(f"It went to another variant {found['moves']} times.")
+        if found["shortfall"]:
+            terminal.line(f"Note: {found['shortfall']}")
+    else:
+        kind = ladder_policy_text(report["policy"])
+        terminal.line(f"\nNot measured: {kind}: {report['left_out']}")
+    grown = [(one["name"], one["resident_bytes"]) for one in report["variants"]]
+    said = [f"{name} {_megabytes(size)}" for name, size in grown if size is not None]
+    if said:
+        terminal.line(f"\nMemory that each adds, loaded and run once: {', '.join(said)}")
+    if report["memory"]["peak_bytes"] is not None:
+        terminal.line(f"All of this process: {_megabytes(report['memory']['peak_bytes'])} at most")
+    terminal.line(f"\n{report['verdict']}")
+
+
+def _contenders(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The variants, widest last, and the ladder by what it chooses by."""
+    found = [(one["name"], one) for one in report["variants"]]
+    if report["ladder"] is not None:
+        found.append((f"ladder ({report['policy']['kind']})", report["ladder"]))
+    return found
+
+
+def _print(terminal: Terminal, report: dict[str, Any]) -> None:
+    _print_head(terminal, report, f"{report['samples']} samples x {report['rounds']} rounds")
     plain_ms = report["plain"]["latency_ms"]["mean"]
     contenders = [
         ("chain", report),
@@ -135,6 +255,21 @@ def _print(terminal: Terminal, report: dict[str, Any]) -> None:
         "measured mean.\n"
     )
     terminal.line(report["verdict"])
+
+
+def _print_head(terminal: Terminal, report: dict[str, Any], runs: str) -> None:
+    """What was measured, and where."""
+    threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
+    terminal.line(
+        f"{report['name']} for {report['target']}: {report['engine']}, {report['precision']}, "
+        f"{threads}, {runs}, batch 1"
+    )
+    terminal.line(f"on {report['device']['cpu']} ({report['device']['machine']})")
+    if not report["on_target"]:
+        terminal.line(f"Not on the target: {report['other_device']}")
+    if report["conditions"] is not None:
+        _print_conditions(terminal, report["conditions"])
+    terminal.line()
 
 
 def _print_conditions(terminal: Terminal, met: dict[str, Any]) -> None:

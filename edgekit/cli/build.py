@@ -19,8 +19,9 @@ from edgekit.cli.output import (
     StageProgress,
     Terminal,
     print_segments,
+    print_variants,
 )
-from edgekit.cli.report import ReportOption, draw_page
+from edgekit.cli.report import ReportOption, draw_ladder_page, draw_page
 from edgekit.errors import DeviceError, RecipeError
 from edgekit.report.words import bytes_text
 from edgekit.runtime.device import describe, other_than_target
@@ -169,33 +170,22 @@ def _build_ladder(
         command=command,
         begin=lambda _, one: _announce(terminal, one),
     )
-    lacking = None
     for name, built in ladder.variants.items():
         terminal.line(f"\n{name}")
-        lacking = draw_page(terminal, built.path) if report else None
+        if report:
+            draw_page(terminal, built.path)
         _print(terminal, built.manifest, built.evidence)
         install_here(terminal, built.path, built.manifest.target)
     terminal.line()
     variants = ladder.document["variants"]
-    of = variants[0]["accuracy_of"] or "labels"
-    terminal.table(
-        "Variants",
-        ["variant", "parameters", "MACs", "segments", f"accuracy ({of})"],
-        [
-            [
-                one["name"],
-                f"{one['parameters']:,}",
-                f"{one['macs'] / 1e6:,.2f} M",
-                bytes_text(one["size_bytes"]),
-                "-" if one["accuracy"] is None else f"{one['accuracy']:.2%}",
-            ]
-            for one in variants
-        ],
-    )
+    print_variants(terminal, variants)
     print_cascade(terminal, parse_ladder(seal_ladder(ladder.document)))
     verb = "Wrote" if ladder.written else "Nothing to do for"
     widest = ladder.variants[variants[-1]["name"]]
+    lacking = draw_ladder_page(terminal, folder) if report else None
     terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder)}")
+    if (folder / REPORT_NAME).is_file():
+        terminal.line(f"Look at {folder / REPORT_NAME}")
     if lacking:
         terminal.line(f"Note: no report.html: {lacking}")
     evidence = {name: built.evidence for name, built in ladder.variants.items()}
@@ -209,7 +199,7 @@ def print_cascade(terminal: Terminal, document: LadderDocument) -> None:
         return
     terminal.line()
     terminal.table(
-        f"Cascade, on {found.samples} tuning samples",
+        "Cascade",
         ["variant", "threshold", "answers"],
         [
             [name, "-" if limit is None else f"{limit:.4f}", f"{rate:.1%}"]
@@ -222,8 +212,9 @@ def print_cascade(terminal: Terminal, document: LadderDocument) -> None:
     unit = "M MACs" if found.unit == "MACs" else found.unit
     of = "accuracy" if document.variants[-1].accuracy_of == "labels" else "agreement"
     terminal.line(
-        f"{of.capitalize()} {found.accuracy:.2%}; on average {found.mean_cost / scale:.3g} {unit} "
-        f"a sample, {document.names[-1]} alone {found.widest_cost / scale:.3g}"
+        f"{of.capitalize()} {found.accuracy:.2%} on {found.samples} tuning samples; on average "
+        f"{found.mean_cost / scale:.3g} {unit} each, {document.names[-1]} alone "
+        f"{found.widest_cost / scale:.3g} {unit}"
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,8 @@ from rich.table import Table
 
 from edgekit.bundle.manifest import MANIFEST_NAME, Variant, boundaries
 from edgekit.errors import BuildError
-from edgekit.report.words import bytes_text, tensor_text
+from edgekit.report.words import bytes_text, macs_text, tensor_text
+from edgekit.runtime.profile import Measured
 
 __all__ = [
     "JsonOption",
@@ -23,6 +24,7 @@ __all__ = [
     "Terminal",
     "print_error",
     "print_segments",
+    "print_variants",
     "refuse_inside_a_bundle",
 ]
 
@@ -65,6 +67,38 @@ def print_segments(terminal: "Terminal", variant: Variant, sources: Sequence[str
     terminal.table(
         "Segments", ["segment", "exit", "parameters", "MACs", "file", "boundary per sample"], rows
     )
+
+
+def print_variants(
+    terminal: "Terminal",
+    variants: Sequence[dict[str, Any]],
+    measured: Mapping[str, Measured] | None = None,
+) -> None:
+    """A table of a ladder's variants, as its document has them, with what a device `measured`.
+
+    What is not known of any has no column. Agreement is with the widest one's answers.
+    """
+    of = next((one["accuracy_of"] for one in variants if one["accuracy_of"]), None)
+    columns = ["variant", "parameters", "MACs"]
+    columns += ["segments"] if any(one["size_bytes"] for one in variants) else []
+    columns += ["agreement" if of == "agreement" else "accuracy"] if of else []
+    columns += ["mean ms", "p95 ms", "memory"] if measured else []
+    rows = []
+    for one in variants:
+        row = [one["name"], f"{one['parameters']:,}", macs_text(one["macs"])]
+        if "segments" in columns:
+            row.append(bytes_text(one["size_bytes"]))
+        if of:
+            row.append("-" if one["accuracy"] is None else f"{one['accuracy']:.2%}")
+        if measured:
+            here = measured.get(one["name"])
+            row += [
+                f"{here.latency_ms.mean:.3f}" if here else "-",
+                f"{here.latency_ms.p95:.3f}" if here else "-",
+                bytes_text(here.resident_bytes) if here and here.resident_bytes else "-",
+            ]
+        rows.append(row)
+    terminal.table("Variants", columns, rows)
 
 
 _UNWRAPPED = 1000

@@ -1,18 +1,33 @@
 """Reports of `edgekit bench --json`: read from where they lie, and held against one another."""
 
+import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekit.bundle.ladder import POLICIES, LadderDocument
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reader import read_bundle, read_evidence
 from edgekit.errors import InputError
 from edgekit.limits import LIMITS
 from edgekit.report.words import confidence_text
 
-__all__ = ["Bench", "demand", "demand_of", "differences", "read_bench", "read_report_file"]
+__all__ = [
+    "Bench",
+    "demand",
+    "demand_ladder",
+    "demand_of",
+    "demand_of_ladder",
+    "differences",
+    "ladder_policy_text",
+    "policy_text",
+    "read_bench",
+    "read_ladder_report_file",
+    "read_report_file",
+]
 
 _LATENCY = ("mean", "p50", "p90", "p95", "p99")
 
@@ -55,6 +70,15 @@ def read_bench(path: Path) -> Bench:
 
 def read_report_file(path: Path) -> dict[str, Any]:
     """The report of `edgekit bench --json` in a file. Raises InputError for anything else."""
+    return demand(_read(path), str(path))
+
+
+def read_ladder_report_file(path: Path) -> dict[str, Any]:
+    """As `read_report_file`, of a ladder."""
+    return demand_ladder(_read(path), str(path))
+
+
+def _read(path: Path) -> Any:
     try:
         with path.open("rb") as stream:
             raw = stream.read(LIMITS.manifest_bytes + 1)
@@ -63,7 +87,7 @@ def read_report_file(path: Path) -> dict[str, Any]:
     if len(raw) > LIMITS.manifest_bytes:
         raise InputError(f"{path}: larger than {LIMITS.manifest_bytes} bytes, so it is no report")
     try:
-        return demand(json.loads(raw), str(path))
+        return json.loads(raw)
     except (ValueError, RecursionError):
         raise InputError(
             f"{path}: is no JSON; edgekit bench BUNDLE --json FILE writes it"
@@ -82,6 +106,16 @@ def demand_of(manifest: Manifest, report: dict[str, Any], where: str) -> None:
     exits = [one["name"] for one in report["exits"]]
     if segments != [one.name for one in variant.segments] or exits != [*variant.exits]:
         raise InputError(f"{where}: has other segments or exits than the bundle; measure it again")
+
+
+def demand_of_ladder(document: LadderDocument, report: dict[str, Any], where: str) -> None:
+    """Raises InputError where a ladder's report is of other bundles."""
+    for one, measured in itertools.zip_longest(document.variants, report["variants"]):
+        if one is None or measured is None or one.bundle_id != measured["bundle_id"]:
+            raise InputError(
+                f"{where}: is of other variants than this ladder's; edgekit bench LADDER --json "
+                "FILE measures them"
+            )
 
 
 def differences(benches: Sequence[Bench]) -> list[str]:
@@ -127,6 +161,21 @@ def policy_text(policy: dict[str, Any]) -> str:
     if policy["otherwise"] != "last":
         words.append(f"otherwise {policy['otherwise']}")
     return " ".join(words)
+
+
+def ladder_policy_text(policy: dict[str, Any]) -> str:
+    """A ladder's policy, as its document has it, in a line: what is usual is left out."""
+    kind = policy["kind"]
+    usual = {one.name: one.default for one in dataclasses.fields(POLICIES[kind])}
+    parts = []
+    for key, value in policy.items():
+        if key == "kind" or value == usual[key]:
+            continue
+        said = str(value)
+        if isinstance(value, list | tuple):
+            said = ", ".join(map(confidence_text, value))
+        parts.append(key if value is True else f"{key} {said}")
+    return f"{kind}: {'; '.join(parts)}" if parts else kind
 
 
 def _samples_words(benches: Sequence[Bench]) -> str:
@@ -178,5 +227,42 @@ def demand(report: Any, where: str) -> dict[str, Any]:
         raise InputError(
             f"{where}: is no report of this edgekit's bench; edgekit bench BUNDLE --json FILE "
             "writes one"
+        )
+    return dict(report)
+
+
+def demand_ladder(report: Any, where: str) -> dict[str, Any]:
+    """A ladder's report that has what is shown of it. Raises InputError where it has not."""
+    try:
+        texts = [report[key] for key in ("name", "target", "engine", "verdict", "clock")]
+        texts += [report["device"]["cpu"], report["device"]["machine"], *report["reasons"]]
+        texts += [one[key] for one in report["variants"] for key in ("name", "bundle_id")]
+        numbers = [report[key] for key in ("samples", "rounds", "threads")]
+        measured = [*report["variants"]]
+        found = report["ladder"]
+        if found is not None:
+            measured.append(found)
+            texts += [one["name"] for one in found["answers"]]
+            numbers += [one["share"] for one in found["answers"]]
+        numbers += [one["speedup"] for one in measured]
+        numbers += [one["latency_ms"]["mean"] for one in measured]
+        maybe = [one["latency_ms"][key] for one in measured for key in _LATENCY]
+        maybe += [one["accuracy"] for one in (*measured, *(found["answers"] if found else ()))]
+        maybe += [one["resident_bytes"] for one in report["variants"]]
+        ladder_policy_text(report["policy"])
+        sound = (
+            all(isinstance(one, str) for one in texts)
+            and all(type(one) in {int, float} for one in numbers)
+            and all(one is None or type(one) in {int, float} for one in maybe)
+            and all(type(report[key]) is bool for key in ("valid", "on_target", "zeros"))
+            and type(report["other_device"]) in {str, type(None)}
+            and min(one["latency_ms"]["mean"] for one in measured) > 0
+        )
+    except (TypeError, LookupError, AttributeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(
+            f"{where}: is no report of a ladder by this edgekit's bench; edgekit bench LADDER "
+            "--json FILE writes one"
         )
     return dict(report)

@@ -1,4 +1,4 @@
-"""What a bundle's page is made of, and the few numbers that several of its sections show."""
+"""What a bundle's page is made of, or a ladder's, and what several of its sections show."""
 
 import functools
 import json
@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.bundle.ladder import LadderDocument
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reader import Bundle
 from edgekit.report.benches import policy_text
 from edgekit.report.words import confidence_text, count_text, macs_text, ms_text
+from edgekit.runtime.device import other_than_target
+from edgekit.runtime.profile import Profile
 from edgekit.tuning.seen import Seen
 
-__all__ = ["BOUNDED", "Facts"]
+__all__ = ["BOUNDED", "Facts", "LadderFacts"]
 
 Array = npt.NDArray[Any]
 
@@ -207,3 +210,92 @@ class Facts:
     def priced(self, cost: float) -> str:
         """A cost with its unit."""
         return f"{macs_text(cost)} MACs" if self.unit == "MACs" else f"{ms_text(cost)} {self.unit}"
+
+
+@dataclass(frozen=True)
+class LadderFacts:
+    """A ladder and what is known of it.
+
+    `manifest` is the widest variant's: target and tools are those of all. `profile` is what lies
+    beside it, of whatever device; `odd` says why one that lies there is not shown. `bench` is a
+    report of `edgekit bench LADDER --json`, and `source` its file's name. `pages` are the variants
+    with a page of their own.
+    """
+
+    document: LadderDocument
+    manifest: Manifest
+    profile: Profile | None = None
+    odd: str | None = None
+    bench: dict[str, Any] | None = None
+    source: str = ""
+    pages: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def means(self) -> list[float] | None:
+        """Each variant's mean latency in ms, by the bench or else the profile; None without."""
+        if self.bench is not None:
+            return [float(one["latency_ms"]["mean"]) for one in self.bench["variants"]]
+        if self.profile is not None:
+            names = self.document.names
+            return [self.profile.variants[name].latency_ms.mean for name in names]
+        return None
+
+    @functools.cached_property
+    def p95s(self) -> list[float | None]:
+        """Each variant's 95th percentile in ms, as `means`; None where nobody knows it."""
+        if self.bench is not None:
+            return [one["latency_ms"]["p95"] for one in self.bench["variants"]]
+        if self.profile is not None:
+            names = self.document.names
+            return [self.profile.variants[name].latency_ms.p95 for name in names]
+        return [None for _ in self.document.names]
+
+    @functools.cached_property
+    def resident(self) -> list[int | None]:
+        """By how many bytes the process grew with each variant, as `means`."""
+        if self.bench is not None:
+            return [one["resident_bytes"] for one in self.bench["variants"]]
+        if self.profile is not None:
+            return [self.profile.variants[name].resident_bytes for name in self.document.names]
+        return [None for _ in self.document.names]
+
+    @property
+    def tested(self) -> bool:
+        """Whether accuracies are of the bench's samples, else of the tuning split."""
+        return self.bench is not None and self.bench["variants"][-1]["accuracy"] is not None
+
+    @functools.cached_property
+    def accuracies(self) -> list[float | None]:
+        """Each variant's accuracy; None where nobody knows it."""
+        if self.bench is not None and self.tested:
+            return [one["accuracy"] for one in self.bench["variants"]]
+        return [one.accuracy for one in self.document.variants]
+
+    @property
+    def worth(self) -> str:
+        """What the accuracies are: of labels met, or of answers that are the widest one's."""
+        by = {one.accuracy_of for one in self.document.variants}
+        return "agreement" if "agreement" in by and not self.tested else "accuracy"
+
+    @property
+    def worth_of(self) -> str:
+        """Which samples the accuracies are of."""
+        if self.bench is not None and self.tested:
+            return f"{count_text(self.bench['samples'])} samples of {self.source}"
+        return "the tuning split"
+
+    @property
+    def where(self) -> str:
+        """On which machine times were measured, in a sentence; or that they were not."""
+        if self.bench is not None:
+            device, engine = self.bench["device"], self.bench["engine"]
+            how = f"by edgekit bench ({self.source})"
+        elif self.profile is not None:
+            device, engine = self.profile.device, self.profile.engine_version
+            how = "for the ladder's profile"
+        else:
+            return self.odd or "Nothing was measured of it, so nobody knows how fast it is."
+        other = other_than_target(self.manifest.target, device)
+        return f"Measured {how} on {device['cpu']} ({device['machine']}), {engine}: " + (
+            "the target." if other is None else f"not the target, {other}."
+        )

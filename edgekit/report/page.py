@@ -9,12 +9,14 @@ import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from urllib.parse import quote
 
 __all__ = [
     "CSS",
     "Code",
     "Figure",
     "Gallery",
+    "Links",
     "Numbers",
     "Part",
     "Picture",
@@ -81,6 +83,14 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Links:
+    """Other files beside the page: each its name, where it lies, and a remark."""
+
+    title: str
+    items: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
 class Code:
     """Text to be copied as it is; `folded` where few will want it."""
 
@@ -89,7 +99,7 @@ class Code:
     folded: bool = False
 
 
-Part = Text | Numbers | Table | Figure | Gallery | Code
+Part = Text | Numbers | Table | Figure | Gallery | Links | Code
 
 
 @dataclass(frozen=True)
@@ -176,6 +186,12 @@ def _part(part: Part) -> str:
                 for one in part.pictures
             )
             return f'<h3>{_text(part.title)}</h3>\n<ul class="gallery">{pictures}</ul>\n'
+        case Links():
+            items = "".join(
+                f'<li><a href="{_quoted(quote(place))}">{_text(name)}</a> {_text(remark)}</li>'
+                for name, place, remark in part.items
+            )
+            return f"<h3>{_text(part.title)}</h3>\n<ul>{items}</ul>\n"
         case Code():
             # Told apart by the keyboard as well: what scrolls must be able to have the focus.
             text = f'<pre tabindex="0">{_text(part.text)}</pre>\n'

@@ -1,11 +1,9 @@
 """What early exit gains on this machine: the chain beside the undivided network, in one process.
 
-Every round takes every sample through each contender, in an order drawn anew, so that whatever
-disturbs the machine, or is left in its caches, meets all of them alike. The clock runs from a
-prepared tensor to the decision.
+Contenders take turns (`edgekit.runtime.turns`). The clock runs from a prepared tensor to the
+decision.
 """
 
-import gc
 import itertools
 import math
 import sys
@@ -29,33 +27,30 @@ from edgekit.runtime.device import describe, other_than_target, threads_here
 from edgekit.runtime.engines import ENGINES, HostMemory, load_engines
 from edgekit.runtime.preprocess import Sample, Samples
 from edgekit.runtime.sysfs import ROOT
+from edgekit.runtime.turns import (
+    CLOCK,
+    MOST_ROUND_SPREAD,
+    Measured,
+    accuracy_of,
+    doubts,
+    latency_summary,
+    take_turns,
+    timed,
+)
 from edgekit.runtime.verify import load_array, load_arrays
 
-__all__ = ["bench", "brief", "latency_summary", "load_test_data", "verdict"]
+__all__ = [
+    "bench",
+    "brief",
+    "caveats",
+    "load_test_data",
+    "load_test_samples",
+    "start_engine",
+    "to_tensors",
+    "verdict",
+]
 
 Array = npt.NDArray[Any]
-
-CLOCK = "from a prepared input tensor in memory to the decision, batch 1; reading and preprocessing"
-CLOCK += " are outside"
-
-LEAST_SAMPLES = {"p90": 64, "p95": 130, "p99": 662}
-"""Below these many samples a percentile is not reported: too few lie above it to say where it is.
-
-The counts after which a 99 % interval around the percentile is narrower than half its distance to
-the maximum, as MLPerf's rules for early stopping put them.
-"""
-
-MOST_ROUND_SPREAD = 0.10
-"""How far the rounds' speed-ups may lie apart, over their median, in a valid run."""
-
-MOST_DISTURBANCE = 0.10
-"""How much longer than its fastest tenth the plain network may take on average.
-
-It does the same work for every sample, so all of the difference is the machine's.
-"""
-
-LEAST_CPU_SHARE = 0.95
-"""The least share of the measured time that one thread must have had a processor."""
 
 _BRIEF_MS, _BRIEF_ROUNDS, _LEAST_BRIEF = 2000, 3, 8
 """How long a brief run may take, and of how many rounds and at least how many samples it is."""
@@ -63,32 +58,11 @@ _BRIEF_MS, _BRIEF_ROUNDS, _LEAST_BRIEF = 2000, 3, 8
 _RUNS_A_SAMPLE = 6
 """A sample goes through as many networks in a round: four contenders, and the segments twice."""
 
-_BARE, _IN_CHAIN = "bare", "in_chain"
-"""What is measured beside the contenders, in turn with them: the segments, without the chain and in
-it."""
-
 _QUANTILES = 41
 """As many times say how long it takes to an exit: one for each 2.5 % of the runs, and the least."""
 
 MOST_ACCURACY_LOSS = 0.01
 """Beyond this the verdict says first what early exit costs."""
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One contender's results: nanoseconds `[rounds, samples]` and what it decided per sample.
-
-    `exits` is where each sample left, which is what its time depends on. `classes` are None where
-    exits tell none.
-    """
-
-    latency_ns: npt.NDArray[np.int64]
-    classes: Array
-    exits: list[str]
-
-    @property
-    def mean_ms(self) -> float:
-        return float(self.latency_ns.mean()) / 1e6
 
 
 @dataclass(frozen=True)
@@ -165,7 +139,13 @@ def bench(
     most_spread = MOST_ROUND_SPREAD if here is None else here.most_round_spread
     if threads > 1 or not isinstance(chain.engines[0].memory, HostMemory):
         cpu_share = 1.0  # A processor that waits for a GPU, or for its other cores, is not taken.
-    reasons = _doubts(measured, cpu_share, most_spread, vary=vary)
+    reasons = doubts(
+        ("the plain network", measured["plain"].latency_ns),
+        measured["chain"].latency_ns,
+        cpu_share,
+        most_spread,
+        alike=not vary,
+    )
     if here is not None and met is not None:
         reasons += [f"the board was throttled: {one}" for one in met["throttled"]]
         if spent is None and energy_s and here.has_rails:
@@ -179,7 +159,7 @@ def bench(
         one = measured[name]
         return {
             "latency_ms": latency_summary(one.latency_ns),
-            "accuracy": _accuracy(one.classes, labels),
+            "accuracy": accuracy_of(one.classes, labels),
         }
 
     others = [
@@ -280,19 +260,25 @@ def load_test_data(bundle: Bundle) -> tuple[Samples, Array | None] | None:
 
     Where sizes vary, the tensors are a list, sample by sample.
     """
+    carried = load_test_samples(bundle)
+    return None if carried is None else (to_tensors(bundle, carried[0]), carried[1])
+
+
+def load_test_samples(bundle: Bundle) -> tuple[Samples, Array | None] | None:
+    """As `load_test_data`, the samples as they are carried: images as pixels."""
     data = bundle.manifest.test_data
     if data is None:
         return None
     labels = load_array(bundle, data.labels) if data.labels else None
     columns = {x: _carried(bundle, path) for x, path in data.inputs.items()}
     if all(isinstance(one, np.ndarray) for one in columns.values()):
-        return to_tensors(bundle, columns), labels
+        return columns, labels
     if {len(one) for one in columns.values()} != {data.samples}:
         raise BundleError(
             f"the test split has not {data.samples} samples of each input; rebuild it"
         )
     rows = zip(*columns.values(), strict=True)
-    return to_tensors(bundle, [dict(zip(columns, row, strict=True)) for row in rows]), labels
+    return [dict(zip(columns, row, strict=True)) for row in rows], labels
 
 
 def _carried(bundle: Bundle, path: str) -> Any:
@@ -317,23 +303,6 @@ def to_tensors(bundle: Bundle, samples: Samples) -> Samples:
     if len({len(one) for one in arrays}) > 1:
         raise InputError(f"every input needs as many samples; found {[len(x) for x in arrays]}")
     return to_tensors(bundle, preprocess.unstack(preprocess.sample_of(arrays, inputs)))
-
-
-def latency_summary(latency_ns: npt.NDArray[np.int64]) -> dict[str, float | None]:
-    """Mean and percentiles in ms of nanoseconds `[rounds, samples]`.
-
-    Percentiles are over all measurements; one that `samples` are too few for is None
-    (`LEAST_SAMPLES`), however often each was measured.
-    """
-    samples = latency_ns.shape[1]
-    result: dict[str, float | None] = {
-        "mean": float(latency_ns.mean()) / 1e6,
-        "p50": float(np.percentile(latency_ns, 50)) / 1e6,
-    }
-    for name, least in LEAST_SAMPLES.items():
-        value = float(np.percentile(latency_ns, int(name[1:]))) / 1e6
-        result[name] = value if samples >= least else None
-    return result
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -362,6 +331,12 @@ def verdict(report: dict[str, Any]) -> str:
         if other_ms < chain_ms:
             text += f" But {other['name']} is faster still: {other_ms:.3f} ms"
             text += f" at {other['accuracy']:.1%}." if accuracy is not None else "."
+    return text + caveats(report)
+
+
+def caveats(report: dict[str, Any]) -> str:
+    """Sentences about what should not be made of a report's figures; empty where all is well."""
+    text = ""
     if not report["on_target"]:
         text += f" These are not the target's figures: {report['other_device']}."
     if not report["valid"]:
@@ -374,16 +349,9 @@ def _loaded(
 ) -> tuple[dict[str, Chain], dict[str, Any]]:
     """The contenders of the bundle, each run once, and what the engine and each of them hold.
 
-    The first to be loaded would be charged with the engine's own start. So the smallest segment is
-    loaded before and goes again; what that adds is None where the engine was there already.
+    What the engine adds is None where it was there already.
     """
     manifest = bundle.manifest
-    name = engine or manifest.target.engine
-
-    def start() -> None:
-        smallest = min(manifest.variant().segments, key=lambda one: one.size_bytes)
-        (content,) = contents(bundle, (smallest,), name)
-        load_engines(name, [(smallest.name, content)], threads=threads)
 
     def whole_way() -> dict[str, Chain]:
         chain = Chain.from_bundle(bundle, engine=engine, threads=threads)
@@ -400,8 +368,7 @@ def _loaded(
         return network
 
     (baselines,) = (pair for pair in manifest.baselines if pair.variant == manifest.variant().name)
-    grown: dict[str, int | None] = {}
-    _, grown["engine"] = (None, None) if ENGINES.get(name) in sys.modules else memory.growth(start)
+    grown: dict[str, int | None] = {"engine": start_engine(bundle, engine, threads)}
     chains, grown["chain"] = memory.growth(whole_way)
     plain, grown["plain"] = memory.growth(lambda: alone(baselines.plain))
     whole, grown["whole"] = memory.growth(lambda: alone(baselines.whole))
@@ -420,6 +387,25 @@ def _loaded(
         }
         for key, size in grown.items()
     }
+
+
+def start_engine(bundle: Bundle, engine: str | None, threads: int) -> int | None:
+    """Load an engine for what is loaded next not to be charged with it; by how much that grew.
+
+    It is the bundle's smallest segment that is loaded, and goes again. None where the engine was
+    there already, or the kernel does not tell.
+    """
+    manifest = bundle.manifest
+    name = engine or manifest.target.engine
+    if ENGINES.get(name) in sys.modules:
+        return None
+    smallest = min(manifest.variant().segments, key=lambda one: one.size_bytes)
+
+    def start() -> None:
+        (content,) = contents(bundle, (smallest,), name)
+        load_engines(name, [(smallest.name, content)], threads=threads)
+
+    return memory.growth(start)[1]
 
 
 def _undivided(bundle: Bundle, segment: Segment, engine: str | None, threads: int) -> Chain:
@@ -449,56 +435,35 @@ def _measure(
     rounds: int,
     step: Callable[[str], None],
     look: Callable[[], None],
-) -> tuple[dict[str, _Measured], _Segments, float]:
+) -> tuple[dict[str, Measured], _Segments, float]:
     """Every contender on every sample, `rounds` times, and the chain's segments one by one.
 
     Returns both, and the share of the time that this process was running. Takes a `look` at the
     board before and after each round.
     """
-    latency = {name: np.zeros((rounds, len(inputs)), np.int64) for name in contenders}
     bare = np.zeros((rounds, len(inputs), len(chain.spec.segments)), np.int64)
     predictions = {name: [one.one(x) for x in inputs] for name, one in contenders.items()}
     in_chain: list[tuple[float, ...]] = []
-    names = [*contenders, _BARE, _IN_CHAIN]
     # Bound once: copying the sample in just before would warm the caches for the bare run alone.
     # What they compute on is what the chain was given last, which takes as long as any such sample.
     bound: dict[Shapes, list[Callable[[], None]]] = {}
     _bound(chain, inputs[0], bound)
-    order = np.random.default_rng(0)
-    clock = time.perf_counter_ns
-    collecting = gc.isenabled()
-    gc.disable()
-    # A look at a board waits for its sensors, so it is no part of the time that is measured.
-    spent_s = spent_cpu_s = 0.0
-    look()
-    try:
-        for turn in range(rounds):
-            step(f"round {turn + 1} of {rounds}")
-            started, started_cpu = time.perf_counter(), time.process_time()
-            for index, x in enumerate(inputs):
-                for place in order.permutation(len(names)):
-                    name = names[place]
-                    if name == _BARE:
-                        bare[turn, index] = _bare_ns(_bound(chain, x, bound))
-                        continue
-                    if name == _IN_CHAIN:
-                        found = contenders["full_depth"].one(x, timings=True)
-                        in_chain.append(found.segment_latency_ms or ())
-                        continue
-                    run = contenders[name].one
-                    before = clock()
-                    run(x)
-                    latency[name][turn, index] = clock() - before
-            spent_s += time.perf_counter() - started
-            spent_cpu_s += time.process_time() - started_cpu
-            look()
-    finally:
-        if collecting:
-            gc.enable()
-    cpu_share = spent_cpu_s / spent_s
+
+    def run_bare(turn: int, index: int) -> None:
+        bare[turn, index] = _bare_ns(_bound(chain, inputs[index], bound))
+
+    def run_in_chain(turn: int, index: int) -> None:
+        found = contenders["full_depth"].one(inputs[index], timings=True)
+        in_chain.append(found.segment_latency_ms or ())
+
+    jobs, latency_ns = {}, {}
+    for name, one in contenders.items():
+        jobs[name], latency_ns[name] = timed(one.one, inputs, rounds)
+    turns = [*jobs.values(), run_bare, run_in_chain]
+    cpu_share = take_turns(turns, len(inputs), rounds, step, look)
     measured = {
-        name: _Measured(
-            latency[name],
+        name: Measured(
+            latency_ns[name],
             np.array([one.class_index for one in predictions[name]]),
             [
                 left_at(one, contenders[name].spec.segments[-1].exits[-1].name)
@@ -578,41 +543,6 @@ def _demand_alike(bundle: Bundle, other: Bundle) -> None:
         raise InputError(f"{theirs.name} tells other classes than {ours.name}")
 
 
-def _doubts(
-    measured: dict[str, _Measured], cpu_share: float, most_spread: float, *, vary: bool
-) -> list[str]:
-    """Why these figures should not be believed, if there are reasons.
-
-    The plain network does the same work for every sample, but where sizes vary: there each sample
-    is held against itself.
-    """
-    reasons = []
-    per_round = [
-        measured["plain"].latency_ns[turn].mean() / measured["chain"].latency_ns[turn].mean()
-        for turn in range(len(measured["chain"].latency_ns))
-    ]
-    spread = (max(per_round) - min(per_round)) / float(np.median(per_round))
-    if spread > most_spread:
-        reasons.append(
-            f"the rounds' speed-ups lie {spread:.0%} apart, so the machine was not quiet"
-        )
-    plain_ns = measured["plain"].latency_ns
-    fastest_ns = np.percentile(plain_ns, 10, axis=0 if vary else None).mean()
-    disturbance = float(plain_ns.mean() / fastest_ns) - 1
-    if disturbance > MOST_DISTURBANCE:
-        reasons.append(
-            f"the plain network took {disturbance:.0%} longer on average than at its fastest, so "
-            "other work disturbed it"
-        )
-    if cpu_share < LEAST_CPU_SHARE:
-        reasons.append(f"other work took the processor {1 - cpu_share:.0%} of the time")
-    return reasons
-
-
-def _accuracy(classes: Array, labels: Array | None) -> float | None:
-    return None if labels is None else float(np.mean(classes == labels))
-
-
 def _spread(latency_ms: Array) -> dict[str, Any]:
     """Mean and quantiles in ms, evenly spaced from the least to the greatest."""
     levels = np.linspace(0, 1, _QUANTILES)
@@ -622,13 +552,13 @@ def _spread(latency_ms: Array) -> dict[str, Any]:
     }
 
 
-def _at_exit(measured: _Measured, name: str, labels: Array | None) -> dict[str, Any]:
+def _at_exit(measured: Measured, name: str, labels: Array | None) -> dict[str, Any]:
     """Accuracy and latency of the samples that left at an exit; None where none did."""
     rows = [row for row, taken in enumerate(measured.exits) if taken == name]
     if not rows:
         return {"accuracy": None, "latency_ms": None}
     chosen = None if labels is None else labels[rows]
     return {
-        "accuracy": _accuracy(measured.classes[rows], chosen),
+        "accuracy": accuracy_of(measured.classes[rows], chosen),
         "latency_ms": latency_summary(measured.latency_ns[:, rows]),
     }

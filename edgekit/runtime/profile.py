@@ -12,14 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.bundle.ladder import LadderVariant
+from edgekit.bundle.ladder import PROFILE_NAME, LadderDocument, LadderVariant
 from edgekit.bundle.manifest import FORMAT_VERSION, decode, seal, unseal
 from edgekit.bundle.reader import read_at_most
 from edgekit.errors import BundleError, InputError
 from edgekit.limits import LIMITS
 from edgekit.runtime.device import describe
 
-__all__ = ["Latency", "Measured", "Profile", "parse_profile", "read_profile", "seal_profile"]
+__all__ = [
+    "Latency",
+    "Measured",
+    "Profile",
+    "parse_profile",
+    "profile_beside",
+    "read_profile",
+    "seal_profile",
+]
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,26 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     except BundleError as error:
         words = str(error).rpartition("; ")[0]
         raise InputError(f"{words}; edgekit bench LADDER --profile measures it anew") from None
+
+
+def profile_beside(
+    path: str | os.PathLike[str], document: LadderDocument
+) -> tuple[Profile | None, str | None]:
+    """The profile beside the ladder in the folder `path`, of whatever device it is; to be shown.
+
+    None where there is none, and with words about why where what is there is none of its bundles'.
+    """
+    place = Path(path) / PROFILE_NAME
+    if not place.exists():
+        return None, None
+    try:
+        found = read_profile(place)
+    except InputError as error:
+        return None, str(error)
+    for one in document.variants:
+        if one.name not in found.variants or found.variants[one.name].bundle_id != one.bundle_id:
+            return None, f"{place}: is of another bundle than this {one.name}; measure it anew"
+    return found, None
 
 
 def parse_profile(raw: bytes, name: str) -> Profile:

@@ -11,17 +11,7 @@ import pytest
 from edgekit.bundle.manifest import Policy
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import InputError
-from edgekit.runtime import jetson
-from edgekit.runtime.bench import (
-    MOST_ROUND_SPREAD,
-    _doubts,
-    _Measured,
-    bench,
-    latency_summary,
-    load_test_data,
-    to_tensors,
-    verdict,
-)
+from edgekit.runtime.bench import bench, load_test_data, to_tensors, verdict
 from edgekit.runtime.chain import Chain
 from tests.runtime import boards
 
@@ -268,18 +258,6 @@ def test_a_board_that_was_throttled_meanwhile_makes_the_run_invalid(
     assert report["energy"] is None
 
 
-def test_rounds_may_differ_less_on_a_board_whose_clocks_can_be_held() -> None:
-    plain = np.array([[100, 100], [100, 100]], np.int64)
-    chain = np.array([[50, 50], [52, 52]], np.int64)
-    measured = {
-        name: _Measured(latency, np.zeros(2), ["last"] * 2)
-        for name, latency in (("plain", plain), ("chain", chain))
-    }
-    assert _doubts(measured, 1.0, MOST_ROUND_SPREAD, vary=False) == []
-    (reason,) = _doubts(measured, 1.0, jetson.MOST_ROUND_SPREAD, vary=False)
-    assert reason.startswith("the rounds' speed-ups lie 4% apart")
-
-
 def test_a_raspberry_pi_that_was_throttled_meanwhile_makes_the_run_invalid(
     bundle: Bundle, data: tuple[Array, Array], tmp_path: Path
 ) -> None:
@@ -344,26 +322,6 @@ def test_a_bundle_may_carry_no_test_split(bundle: Bundle) -> None:
 def test_no_samples_are_refused(bundle: Bundle) -> None:
     with pytest.raises(InputError, match="no samples"):
         to_tensors(bundle, np.zeros((0, 8, 8), np.uint8))
-
-
-def test_the_mean_and_the_percentiles_are_in_milliseconds() -> None:
-    found = latency_summary(np.arange(1, 1001, dtype=np.int64)[None] * 1_000_000)
-    assert found["mean"] == pytest.approx(500.5)
-    for name, share in (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99)):
-        assert found[name] == pytest.approx(1 + 999 * share)
-
-
-@pytest.mark.parametrize(("name", "least"), [("p90", 64), ("p95", 130), ("p99", 662)])
-@pytest.mark.parametrize("rounds", [1, 10])
-def test_a_percentile_is_not_given_on_too_few_samples(name: str, least: int, rounds: int) -> None:
-    # However often each was measured: repeats say nothing about other samples.
-    assert latency_summary(np.ones((rounds, least - 1), np.int64))[name] is None
-    assert latency_summary(np.ones((rounds, least), np.int64))[name] is not None
-
-
-def test_the_mean_and_the_median_are_given_on_a_single_sample() -> None:
-    found = latency_summary(np.full((1, 1), 2_000_000))
-    assert found == {"mean": 2.0, "p50": 2.0, "p90": None, "p95": None, "p99": None}
 
 
 def report(chain_ms: float, plain_ms: float, **changes: Any) -> Report:

@@ -6,11 +6,12 @@ function gives None, or says in words what is not there.
 
 from collections.abc import Callable
 
-from edgekit.report.facts import Facts
+from edgekit.report.facts import Facts, LadderFacts
 from edgekit.report.page import Section
 from edgekit.report.sections.checks import checks
 from edgekit.report.sections.classes import classes
 from edgekit.report.sections.exits import exits
+from edgekit.report.sections.ladder import ladder, trade, widths
 from edgekit.report.sections.latency import latency
 from edgekit.report.sections.origin import origin
 from edgekit.report.sections.overview import overview
@@ -19,7 +20,7 @@ from edgekit.report.sections.split import split
 from edgekit.report.sections.temperatures import temperatures
 from edgekit.report.sections.thresholds import thresholds
 
-__all__ = ["SECTIONS"]
+__all__ = ["LADDER_SECTIONS", "SECTIONS"]
 
 SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
     overview,
@@ -34,3 +35,6 @@ SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
     origin,
 )
 """The page from top to bottom."""
+
+LADDER_SECTIONS: tuple[Callable[[LadderFacts], Section], ...] = (ladder, trade, widths)
+"""The page of a ladder from top to bottom."""
