@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from edgekit.backends import checked_with
+from edgekit.bundle.ladder import read_ladder
+from edgekit.ladder import LadderPlan, build_ladder
 from edgekit.models.load import call_factory, load_weights, user_code
 from edgekit.models.reads import recorded
 from edgekit.models.slimmable import set_width, slimmed, widths_of
+from edgekit.recipe import load_recipe
+from edgekit.runtime import Ladder
+from edgekit.target import load_target
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "recipes/digits-slimmable"
@@ -113,6 +119,56 @@ def cascade(answers, digits, split, threshold):
     stays = narrow.max(axis=1) >= threshold
     chosen = np.where(stays, narrow.argmax(1), wide.argmax(1))
     return (chosen == labels).mean(), (wide.argmax(1) == labels).mean(), stays.mean()
+
+
+def exits_of(probabilities, threshold=0.99):
+    """The exit at which each sample leaves and its class there, `[samples]` both."""
+    sure = probabilities.max(axis=2) >= threshold
+    sure[-1] = True
+    left = sure.argmax(axis=0)
+    return left, probabilities.argmax(axis=2)[left, np.arange(len(left))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["host", "rpi4b", "rpi4b-litert", "jetson"])
+def test_four_widths_in_one_bundle_are_what_pytorch_says_at_each(digits, answers, target, tmp_path):
+    plan = LadderPlan(load_recipe(str(FOLDER / "recipe.yaml")), load_target(target))
+    built = build_ladder(plan, tmp_path / "out")
+    document = read_ladder(tmp_path / "out")
+    assert document.names == tuple(f"w{width}" for width in WIDTHS)
+    inputs, labels = (np.asarray(one) for one in digits[1]["test"])
+    found = {}
+    with Ladder(tmp_path / "out", document, engine=checked_with(plan.target.engine)) as ladder:
+        for width in WIDTHS:
+            name = f"w{width}"
+            left, classes = exits_of(answers["test", width])
+            # Lower precision may cost a point, and float32 nothing.
+            said = ladder.chain(name).many(inputs)
+            accuracy = np.mean([one.class_index for one in said] == labels)
+            assert accuracy >= np.mean(classes == labels) - (0.01 if target != "host" else 0)
+            if target == "host":
+                assert [one.class_index for one in said] == classes.tolist()
+                checks = built.variants[name].evidence["checks"]
+                assert max(one["max_relative_error"] for one in checks) < 1e-4
+            found[name] = accuracy
+        cascaded = ladder.many(inputs)
+        macs = costs_of(ladder, inputs)
+    # Every variant that is asked costs what it takes to the exit where the sample leaves.
+    asked = [document.names.index(one.variant) + 1 for one in cascaded]
+    spent = np.mean([macs[:count, row].sum() for row, count in enumerate(asked)])
+    assert macs[-1].mean() >= 1.5 * spent
+    assert np.mean([one.class_index for one in cascaded] == labels) >= found["w1.0"] - 0.01
+
+
+def costs_of(ladder, inputs):
+    """Multiply-accumulates of each sample in each variant alone, `[variants, samples]`."""
+    rows = []
+    for name in ladder.names:
+        chain = ladder.chain(name)
+        sums = np.cumsum([one.macs for one in chain.spec.segments])
+        exits = [one.exits[-1].name for one in chain.spec.segments]
+        rows.append([sums[exits.index(one.exit)] for one in chain.many(inputs)])
+    return np.array(rows)
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ import torch
 from edgekit import pipeline
 from edgekit.bundle.ladder import read_ladder, read_variant
 from edgekit.bundle.manifest import LADDER_NAME
+from edgekit.bundle.reader import read_bundle
 from edgekit.cache import Cache, default_folder
+from edgekit.cli.build import _next as next_steps
 from edgekit.errors import EdgekitError, ModelError, RecipeError
 from edgekit.ladder import BuiltLadder, LadderPlan, build_ladder
 from edgekit.models.load import load_model, user_code
@@ -334,7 +336,9 @@ def test_a_variant_may_have_an_input_of_another_size(recipe):
 
 
 def test_a_recipe_with_variants_is_no_single_bundle(recipe):
-    with pytest.raises(RecipeError, match=r"slim has variants \(w1\.0, w0\.25\).* as a ladder"):
+    with pytest.raises(
+        RecipeError, match=r"slim has variants \(w1\.0, w0\.25\).* a ladder of them"
+    ):
         Plan(load_recipe(str(recipe)), HOST)
 
 
@@ -373,3 +377,11 @@ def test_what_a_build_gives_lies_where_it_says(recipe, cache, tmp_path):
     assert isinstance(ladder, BuiltLadder)
     for one in ladder.variants.values():
         assert (one.path / "manifest.json").is_file()
+
+
+def test_what_a_ladder_says_to_do_next_names_folders_that_there_are(jetson_tiny):
+    manifest = read_bundle(jetson_tiny).manifest
+    words = next_steps(manifest, Path("build/net/jetson"), ["w0.25", "w1.0"])
+    assert "-r jetson/w1.0/install/requirements.txt" in words
+    assert "edgekit install jetson/w0.25\n" in words
+    assert words.endswith("edgekit install jetson/w1.0")

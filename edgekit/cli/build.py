@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,7 +184,8 @@ def _build_ladder(
     verb = "Wrote" if ladder.written else "Nothing to do for"
     widest = ladder.variants[variants[-1]["name"]]
     lacking = draw_ladder_page(terminal, folder) if report else None
-    terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder)}")
+    terminal.line(f"
+{verb} {folder}. Next{_next(widest.manifest, folder, [*ladder.variants])}")
     if (folder / REPORT_NAME).is_file():
         terminal.line(f"Look at {folder / REPORT_NAME}")
     if lacking:
@@ -370,16 +372,21 @@ def print_tuned(terminal: Terminal, tuned: dict[str, Any]) -> None:
             )
 
 
-def _next(manifest: Manifest, folder: Path) -> str:
+def _next(manifest: Manifest, folder: Path, variants: Sequence[str] = ()) -> str:
+    """What to do with what was built: a bundle, or a ladder of these variants."""
     gpu = manifest.target.gpu
     if other_than_target(manifest.target, describe(gpu=gpu is not None)) is None:
         return f": edgekit bench {folder}"
-    pip = f"~/edgekit/bin/pip install -r {folder.name}/install/requirements.txt"
+    bundles = [f"{folder.name}/{one}" for one in variants] or [folder.name]
+    # They all need the same.
+    pip = f"~/edgekit/bin/pip install -r {bundles[-1]}/install/requirements.txt"
     if gpu is None:
         return f": copy the folder to the device; there, python3 -m venv ~/edgekit and {pip}"
     # TensorRT comes with the system there, not with these requirements.
-    return (
-        ", copy the folder to the device, and there:\n"
-        f"  python3 -m venv --system-site-packages ~/edgekit\n  {pip}\n"
-        f"  ~/edgekit/bin/edgekit install {folder.name}"
-    )
+    lines = [
+        ", copy the folder to the device, and there:",
+        "python3 -m venv --system-site-packages ~/edgekit",
+        pip,
+        *(f"~/edgekit/bin/edgekit install {one}" for one in bundles),
+    ]
+    return "\n  ".join(lines)
