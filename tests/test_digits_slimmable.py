@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 FOLDER = ROOT / "recipes/digits-slimmable"
 RECORD = json.loads((FOLDER / "training.json").read_text())
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
+EXITS = ("exit1", "exit2", "final")
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,7 @@ def test_four_widths_in_one_bundle_are_what_pytorch_says_at_each(digits, answers
             assert accuracy >= np.mean(classes == labels) - (0.01 if target != "host" else 0)
             if target == "host":
                 assert [one.class_index for one in said] == classes.tolist()
+                assert [one.exit for one in said] == [EXITS[depth] for depth in left]
                 checks = built.variants[name].evidence["checks"]
                 assert max(one["max_relative_error"] for one in checks) < 1e-4
             found[name] = accuracy

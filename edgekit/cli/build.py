@@ -184,8 +184,7 @@ def _build_ladder(
     verb = "Wrote" if ladder.written else "Nothing to do for"
     widest = ladder.variants[variants[-1]["name"]]
     lacking = draw_ladder_page(terminal, folder) if report else None
-    terminal.line(f"
-{verb} {folder}. Next{_next(widest.manifest, folder, [*ladder.variants])}")
+    terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder, [*ladder.variants])}")
     if (folder / REPORT_NAME).is_file():
         terminal.line(f"Look at {folder / REPORT_NAME}")
     if lacking:

@@ -3,6 +3,7 @@
 import copy
 import re
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgekit.bundle.ladder import read_ladder
+from edgekit.ladder import LadderPlan, build_ladder
 from edgekit.models.load import call_factory, user_code
 from edgekit.models.slimmable import (
     SlimmableConv2d,
@@ -20,6 +23,8 @@ from edgekit.models.slimmable import (
     slimmed,
     widths_of,
 )
+from edgekit.recipe import load_recipe
+from edgekit.target import load_target
 from tests.conftest import ROOT
 
 WIDTHS = (0.25, 0.5, 1.0)
@@ -372,6 +377,39 @@ def test_a_resnet50_at_full_width_is_the_published_one_and_at_a_quarter_two_mill
             torch.testing.assert_close(plain(x), wanted, rtol=1e-5, atol=1e-5)
         # Two pictures, two answers: at random weights features may well vanish on the way.
         assert (wanted[0] - wanted[1]).abs().max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_quarter_of_a_resnet50_holds_its_own_weights_alone_and_all_of_it_is_quantized(tmp_path):
+    folder = ROOT / "benchmarks/resnet50-slimmable"
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    with user_code(folder):
+        network = call_factory("model.py:resnet50", {}, folder).eval()
+    set_width(network, 0.25)
+    raw = tmp_path / "raw.onnx"
+    x = (torch.randn(1, 3, 224, 224),)
+    torch.onnx.export(network, x, raw, dynamo=True, optimize=False, external_data=False)
+    assert 95e6 < raw.stat().st_size < 110e6
+    for precision, most in (("fp32", 9e6), ("int8", 9e6 / 2)):
+        target = load_target("host", {"precision": precision})
+        out = tmp_path / precision
+        build_ladder(LadderPlan(recipe, target, only=("w0.25",)), out)
+        (variant,) = read_ladder(out).variants
+        assert variant.parameters == 1_993_976
+        assert variant.size_bytes < most
+        graph = onnx.load(out / "w0.25/segments/segment-1.onnx").graph
+        weights = {one.name: one for one in graph.initializer}
+        makers = {one.output[0]: one for one in graph.node}
+        convolutions = [one for one in graph.node if one.op_type == "Conv"]
+        assert len(convolutions) == 53
+        assert not any(one.op_type == "Slice" for one in graph.node)
+        for one in convolutions:
+            weight = one.input[1]
+            if precision == "int8":
+                assert makers[one.input[0]].op_type == "DequantizeLinear"
+                weight = makers[weight].input[0]
+                assert weights[weight].data_type == onnx.TensorProto.INT8
+            assert weight in weights
 
 
 def test_the_pages_examples_run():
