@@ -23,6 +23,7 @@ from edgekit.models.slimmable import (
     slimmed,
     widths_of,
 )
+from edgekit.quiet import quiet
 from edgekit.recipe import load_recipe
 from edgekit.target import load_target
 from tests.conftest import ROOT
@@ -388,7 +389,8 @@ def test_a_quarter_of_a_resnet50_holds_its_own_weights_alone_and_all_of_it_is_qu
     set_width(network, 0.25)
     raw = tmp_path / "raw.onnx"
     x = (torch.randn(1, 3, 224, 224),)
-    torch.onnx.export(network, x, raw, dynamo=True, optimize=False, external_data=False)
+    with quiet("torch.onnx", "onnxscript"):
+        torch.onnx.export(network, x, raw, dynamo=True, optimize=False, external_data=False)
     assert 95e6 < raw.stat().st_size < 110e6
     for precision, most in (("fp32", 9e6), ("int8", 9e6 / 2)):
         target = load_target("host", {"precision": precision})
