@@ -5,30 +5,49 @@ one setting is left in the next, and whatever reads a bundle reads these.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.bundle.ladder import parse_ladder, policy_document, seal_ladder
+from edgekit.bundle.ladder import (
+    Cascade,
+    LadderDocument,
+    LadderPolicy,
+    TunedCascade,
+    parse_ladder,
+    policy_document,
+    read_variant,
+    seal_ladder,
+)
 from edgekit.bundle.ladder import parse_ladder_policy as parse_policy
 from edgekit.bundle.manifest import LADDER_NAME, Manifest
 from edgekit.bundle.writer import new_bundle, write_files
 from edgekit.cache import Cache
 from edgekit.errors import EdgekitError, ModelError, RecipeError
 from edgekit.plan import Built, Plan, lies_there, restore
-from edgekit.recipe import Recipe, check_files
+from edgekit.recipe import Goal, Recipe, check_files
+from edgekit.runtime.profile import Profile
 from edgekit.target import Target
+from edgekit.tuning.cascade import fit_cascade, seen_of_variants
 from edgekit.tuning.seen import Seen
 
 if TYPE_CHECKING:
     from edgekit.pipeline import Progress
 
-__all__ = ["BuiltLadder", "LadderPlan", "build_ladder", "shared_statistics"]
+__all__ = [
+    "BuiltLadder",
+    "LadderPlan",
+    "build_ladder",
+    "retune_ladder",
+    "shared_statistics",
+    "tuned_cascade",
+]
 
 _SAME_FEATURES = 1e-3
 """Features whose mean and standard deviation are this near have one distribution."""
@@ -218,7 +237,11 @@ def _document(plan: LadderPlan, built: Mapping[str, Built]) -> dict[str, Any]:
     """The ladder as plain data, of bundles narrowest first."""
     worth = _accuracies(built)
     widest = [*built][-1]
-    policy = parse_policy(plan.policy or {"kind": "fixed", "variant": widest}, list(built))
+    assert plan.recipe.variants is not None  # noqa: S101  (see LadderPlan)
+    # Of a single variant there is no cascade.
+    goal = plan.recipe.variants.tune if len(built) > 1 else None
+    usual = {"kind": "fixed", "variant": widest} if goal is None else {"kind": "cascade"}
+    policy = parse_policy(plan.policy or usual, list(built))
     return {
         "name": plan.recipe.name,
         "variants": [
@@ -235,8 +258,85 @@ def _document(plan: LadderPlan, built: Mapping[str, Built]) -> dict[str, Any]:
             for name, one in built.items()
         ],
         "policy": policy_document(policy),
-        "cascade": None,
+        "cascade": None if goal is None else asdict(tuned_cascade(goal, built)),
     }
+
+
+def tuned_cascade(
+    goal: Goal, built: Mapping[str, Built], profile: Profile | None = None
+) -> TunedCascade:
+    """The cascade over these bundles, narrowest first, that meets the goal best.
+
+    It saves multiply-accumulate operations, or what the variants take on a device by its `profile`.
+    Raises as `fit_cascade`, and RecipeError where the bundles hold no samples to fit it to.
+    """
+    manifests = [one.manifest for one in built.values()]
+    seen = []
+    for one in built.values():
+        if one.manifest.tuning is None:
+            raise RecipeError("variants.tune: there is no data.tuning to fit a cascade to")
+        seen.append(Seen.from_bytes((one.path / one.manifest.tuning.seen).read_bytes()))
+    joint, left = seen_of_variants([one.policy for one in manifests], seen)
+    if profile is None:
+        costs = [
+            np.cumsum([part.macs for part in one.variant().segments], dtype=float)[exits]
+            for one, exits in zip(manifests, left, strict=True)
+        ]
+    else:
+        costs = [np.full(joint.samples, profile.variants[one].latency_ms.mean) for one in built]
+    unit = "MACs" if profile is None else "ms"
+    return fit_cascade(goal, [*built], joint, np.array(costs), unit)
+
+
+def retune_ladder(
+    path: Path,
+    document: LadderDocument,
+    output: Path,
+    *,
+    goal: Goal | None,
+    policy: LadderPolicy | None,
+    profile: Profile | None = None,
+    dry_run: bool = False,
+) -> LadderDocument:
+    """The ladder in `path`, whose document this is, with another cascade or policy, in `output`.
+
+    Its bundles are the same. Without a `goal` the cascade stays as it is, without a `policy` the
+    policy does; a goal alone makes the cascade the policy. With `dry_run` nothing is written.
+    Raises as `tuned_cascade`, RecipeError for a profile of other bundles, BundleError for a ladder
+    that is not as it was built, BuildError where `output` cannot be written.
+    """
+    cascade = document.cascade
+    if goal is not None:
+        if len(document.variants) < 2:
+            raise RecipeError(f"variants.tune: {path} has one variant, and a cascade goes over two")
+        known = {one.name: one.bundle_id for one in document.variants}
+        of = (
+            known
+            if profile is None
+            else {name: one.bundle_id for name, one in profile.variants.items()}
+        )
+        if of != known:
+            raise RecipeError(
+                f"the profile is of other bundles than {path} has; edgekit bench {path} --profile "
+                "measures these"
+            )
+        bundles = {name: read_variant(path, document, name) for name in document.names}
+        built = {name: Built(one.path, one.manifest, {}) for name, one in bundles.items()}
+        cascade = tuned_cascade(goal, built, profile)
+        policy = policy or Cascade()
+    values = asdict(replace(document, cascade=cascade))
+    values["policy"] = policy_document(policy or document.policy)
+    content = seal_ladder(values)
+    changed = parse_ladder(content)
+    if dry_run:
+        return changed
+    with new_bundle(output) as folder:
+        for name in document.names:
+            shutil.copytree(path / name, folder / name)
+            # What was copied is what the ladder is of.
+            read_variant(folder, document, name)
+        write_files(folder, {LADDER_NAME: content})
+    return changed
 
 
 def _settings(recipe: Recipe, name: str) -> dict[str, Any]:

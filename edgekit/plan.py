@@ -87,8 +87,8 @@ class Plan:
         if recipe.variants is not None:
             names = ", ".join(recipe.variants.each)
             raise RecipeError(
-                f"{recipe.name} has variants ({names}): each is a network of its own, and all of "
-                "them are built as a ladder"
+                f"{recipe.name} has variants ({names}), each a network of its own: edgekit build "
+                "makes a ladder of them; for one alone, say model.setting in place of variants"
             )
         if target.gpu is not None or target.engine == "litert":
             check_sizes(recipe, target.name)

@@ -606,6 +606,9 @@ class Variants(Strict):
     """Other values of the recipe, by variant and dotted key, as `--set` takes them."""
     policy: dict[str, JsonValue] | None = None
     """Which of them answers, as a ladder states it; None: the widest, always."""
+    tune: Goal | None = None
+    """What the thresholds of a cascade are fitted to, on the tuning split: with variants in the
+    place of exits, and the widest in that of the final one."""
 
     @model_validator(mode="after")
     def _names_that_are_folders(self) -> "Variants":
@@ -628,8 +631,23 @@ class Variants(Strict):
             policy = parse_ladder_policy(self.policy, list(self.each))
         except BundleError as error:
             raise ValueError(str(error)) from None
-        if policy == Cascade():
-            raise ValueError("policy: a cascade needs thresholds, or agree: true")
+        if policy == Cascade() and self.tune is None:
+            raise ValueError("policy: a cascade needs thresholds, agree: true, or variants.tune")
+        return self
+
+    @model_validator(mode="after")
+    def _a_goal_for_a_cascade(self) -> "Variants":
+        if self.tune is None:
+            return self
+        if self.tune.certificate is not None:
+            # What the exits' own thresholds were fitted to cannot be tested on.
+            raise ValueError("tune: a certificate is for the exits of a chain: policy.tune")
+        for key in ("max_latency_ms", "energy_mj"):
+            if getattr(self.tune, key) is not None:
+                raise ValueError(
+                    f"tune: {key} is for the exits of a chain; the policies latency_budget and "
+                    "load keep a ladder within a time"
+                )
         return self
 
 

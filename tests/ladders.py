@@ -28,6 +28,22 @@ def entry_of(folder: Path, width: float) -> dict[str, Any]:
     }
 
 
+def cascade_of(thresholds: list[float], **changes: Any) -> dict[str, Any]:
+    """What `ladder.json` says of a cascade that was tuned to these thresholds."""
+    variants = len(thresholds) + 1
+    return {
+        "thresholds": thresholds,
+        "samples": 24,
+        "accuracy": 0.95,
+        "goal": {"max_accuracy_drop": 0.01},
+        "rates": [1 / variants] * variants,
+        "unit": "MACs",
+        "mean_cost": 2000.0,
+        "widest_cost": 16000.0,
+        **changes,
+    }
+
+
 def document_of(**changes: Any) -> dict[str, Any]:
     """A document of three variants, for reading alone: there are no such bundles."""
     variants = [
@@ -47,7 +63,7 @@ def document_of(**changes: Any) -> dict[str, Any]:
         "name": "net",
         "variants": variants,
         "policy": {"kind": "fixed", "variant": "w1.0"},
-        "cascade": {"thresholds": [0.9, 0.8], "samples": 24, "accuracy": 0.95},
+        "cascade": cascade_of([0.9, 0.8]),
         **changes,
     }
 

@@ -16,6 +16,7 @@ from edgekit.errors import DeviceError
 from edgekit.recipe import Recipe, load_recipe
 from edgekit.runtime.cuda import find
 from tests.conftest import ROOT
+from tests.ladders import assemble
 
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(edgekit.__path__, "edgekit.")
@@ -104,7 +105,7 @@ def documented_words() -> set[str]:
 
 
 def test_the_recipe_shown_is_the_shipped_one():
-    shown, outputs, exits = re.findall(
+    shown, outputs, exits, variants = re.findall(
         r"```yaml\n(.*?)```", (ROOT / "docs/recipe.md").read_text(), re.S
     )
     shipped = yaml.safe_load((ROOT / "recipes/digits/recipe.yaml").read_text())
@@ -117,11 +118,13 @@ def test_the_recipe_shown_is_the_shipped_one():
     assert places == ("early", "middle", "late", "deep", "final")
     given = {key: value for key, value in shipped.items() if key != "labels"}
     assert Recipe.model_validate({**given, **yaml.safe_load(outputs)}).policy.criterion == "given"
+    assert Recipe.model_validate({**shipped, **yaml.safe_load(variants)}).variants is not None
 
 
 def test_python_examples_run(digits_bundle, monkeypatch, capsys, tmp_path):
     (tmp_path / "build/digits").mkdir(parents=True)
     (tmp_path / "build/digits/host").symlink_to(digits_bundle)
+    assemble(tmp_path / "build/digits-slimmable/host", {"w1.0": (digits_bundle, 1.0)})
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     examples = [

@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgekit.bundle import manifest
 from edgekit.bundle.manifest import Policy
@@ -413,3 +415,89 @@ def test_a_policy_that_makes_no_sense_is_refused(
 def test_patience_takes_whole_numbers(tiny_recipe: Path) -> None:
     overrides = {"policy.criterion": "patience", "policy.thresholds": 2}
     assert load_recipe(str(tiny_recipe), overrides).thresholds == (2.0, 2.0)
+
+
+EACH = {"set": {"attribute": "width_mult"}, "each": {"w0.25": 0.25, "w1.0": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        ({"each": {}}, "variants.each"),
+        ({"each": {"../up": 1}}, r"'\.\./up' is no name"),
+        ({"each": {"W1": 1, "w1": 2}}, "differ in case alone"),
+        ({"each": {"x" * 60: 1}}, "tiny-x+ is longer than 64"),
+        ({"set": None}, "nothing makes w0.25 another network"),
+        ({"set": {"attribute": "a", "method": "b"}}, "exactly one of attribute, method and call"),
+        ({"overrides": {"w9": {"input.shape": [1]}}}, "'w9' is no variant; they are w0.25, w1.0"),
+        ({"policy": {"kind": "fixed", "variant": "w9"}}, "no variant 'w9'"),
+        ({"policy": {"kind": "cascade"}}, "needs thresholds, or agree"),
+        ({"policy": {"kind": "cascade", "thresholds": [0.5, 0.5]}}, "needs 1 thresholds, found 2"),
+        ({"policy": {"kind": "latency_budget"}}, "budget_ms"),
+        ({"recalibrate": {"when": "missing"}}, "no data.calibration to take statistics from"),
+        ({"recalibrate": {"when": "sometimes"}}, "recalibrate.when"),
+    ],
+)
+def test_variants_that_make_no_ladder_are_refused(
+    tiny_recipe: Path, variants: dict[str, Any], words: str
+) -> None:
+    assert re.search(words, refused(tiny_recipe, {"variants": {**EACH, **variants}}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model.setting": {"value": 0.25}}, "neither set nor setup says where it goes"),
+        ({"model.setting": {}, "variants": EACH}, "leave one out"),
+    ],
+)
+def test_a_setting_that_says_too_little_or_too_much_is_refused(
+    tiny_recipe: Path, overrides: dict[str, Any], words: str
+) -> None:
+    assert words in refused(tiny_recipe, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ({"name": "other"}, "variants.overrides.w0.25: name is of the whole ladder"),
+        ({"policy.treshold": 1}, "variants.overrides.w0.25: unknown key 'policy.treshold'"),
+    ],
+)
+def test_an_override_that_fits_no_recipe_is_named_with_its_variant(
+    tiny_recipe: Path, override: dict[str, Any], words: str
+) -> None:
+    recipe = load_recipe(str(tiny_recipe), {"variants": {**EACH, "overrides": {"w0.25": override}}})
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        recipe.variant("w0.25")
+
+
+def test_a_file_that_a_variant_names_must_be_there(tiny_recipe: Path) -> None:
+    for key, value in (("set", {"call": "gone.py:f"}), ("setup", "gone.py:f")):
+        recipe = load_recipe(str(tiny_recipe), {"variants": EACH, f"variants.{key}": value})
+        with pytest.raises(RecipeError, match=rf"variants\.{key}.*gone\.py: there is no such file"):
+            check_files(recipe)
+
+
+_FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | _FLOATS | st.text("abc", max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner),
+    max_leaves=6,
+)
+
+
+@given(value=_VALUES, other=_VALUES)
+def test_a_value_comes_out_as_it_went_in_whatever_it_is(value: Any, other: Any) -> None:
+    base = load_recipe("digits").model_dump(mode="json")
+    variants = {"set": {"method": "tell"}, "each": {"a": value, "b": other}}
+    recipe = Recipe.model_validate({**base, "variants": variants})
+    for name, one in (("a", value), ("b", other)):
+        made = recipe.variant(name)
+        assert made.model.setting is not None
+        # repr tells 1 from 1.0 and True, and floats to the last bit.
+        assert repr(made.model.setting.value) == repr(one)
+        again = Recipe.model_validate(made.model_dump(mode="json"))
+        assert again == made
+        assert made.name == f"digits-{name}"
+        assert made.variants is None

@@ -204,11 +204,21 @@ class LadderVariant:
 
 @dataclass(frozen=True)
 class TunedCascade:
-    """Thresholds that were fitted on so many `samples`, and the `accuracy` that they had there."""
+    """Thresholds that were fitted to a `goal` on so many `samples`, and what came of them there.
+
+    `accuracy` is counted as that of the variants. `rates` has the share of the samples that each
+    variant answers, narrowest first. On average a sample costs `mean_cost`, and the widest variant
+    alone `widest_cost`, in `unit`: "MACs", or "ms" where a device's profile was given.
+    """
 
     thresholds: tuple[float, ...]
     samples: int
     accuracy: float
+    goal: dict[str, Any]
+    rates: tuple[float, ...]
+    unit: str
+    mean_cost: float
+    widest_cost: float
 
 
 @dataclass(frozen=True)
@@ -340,8 +350,10 @@ def parse_ladder(raw: bytes) -> LadderDocument:
     tuned = parts["cascade"]
     if tuned is not None:
         words = Cascade(tuned.thresholds).problem(names)
-        if words or tuned.samples < 1 or not 0 <= tuned.accuracy <= 1:
-            words = words or f"{tuned.samples} samples, and the accuracy {tuned.accuracy}"
+        shares = (tuned.accuracy, *tuned.rates)
+        sound = tuned.samples > 0 and all(0 <= one <= 1 for one in shares)
+        if words or not sound or len(tuned.rates) != len(names):
+            words = words or f"{tuned.samples} samples, and the shares {shares}"
             raise BundleError(f"{LADDER_NAME}: cascade: {words}; rebuild it")
     elif policy == Cascade():
         raise BundleError(f"{LADDER_NAME}: policy: a cascade without thresholds; rebuild it")

@@ -47,7 +47,9 @@ def new_bundle(output: Path) -> Iterator[Path]:
 def check_output(output: Path) -> None:
     """Raises BuildError where `output` holds something that a bundle may not replace."""
     if output.exists() and not _replaceable(output):
-        raise BuildError(f"{output}: exists and is no bundle or ladder; choose another --output")
+        raise BuildError(
+            f"{output}: exists and is not a bundle or a ladder; choose another --output"
+        )
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:

@@ -4,12 +4,14 @@ import gc
 import importlib.util
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekit.bundle.ladder import LadderDocument, parse_ladder, seal_ladder
 from edgekit.bundle.manifest import REPORT_NAME, Manifest
 from edgekit.bundle.writer import check_output
 from edgekit.cli.install import install_here
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from edgekit.ladder import LadderPlan
     from edgekit.plan import Plan
 
-__all__ = ["SetOption", "build", "print_tuned", "require", "resolve"]
+__all__ = ["SetOption", "build", "print_cascade", "print_tuned", "require", "resolve"]
 
 SetOption = Annotated[
     list[str],
@@ -178,16 +180,43 @@ def _build_ladder(
     terminal.line()
     variants = ladder.document["variants"]
     print_variants(terminal, variants)
+    print_cascade(terminal, parse_ladder(seal_ladder(ladder.document)))
     verb = "Wrote" if ladder.written else "Nothing to do for"
     widest = ladder.variants[variants[-1]["name"]]
     lacking = draw_ladder_page(terminal, folder) if report else None
-    terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder)}")
+    terminal.line(f"\n{verb} {folder}. Next{_next(widest.manifest, folder, [*ladder.variants])}")
     if (folder / REPORT_NAME).is_file():
         terminal.line(f"Look at {folder / REPORT_NAME}")
     if lacking:
         terminal.line(f"Note: no report.html: {lacking}")
     evidence = {name: built.evidence for name, built in ladder.variants.items()}
     terminal.json({"path": str(folder), **ladder.document, "evidence": evidence})
+
+
+def print_cascade(terminal: Terminal, document: LadderDocument) -> None:
+    """What a ladder's cascade came to, if one was tuned."""
+    found = document.cascade
+    if found is None:
+        return
+    terminal.line()
+    terminal.table(
+        "Cascade",
+        ["variant", "threshold", "answers"],
+        [
+            [name, "-" if limit is None else f"{limit:.4f}", f"{rate:.1%}"]
+            for name, limit, rate in zip(
+                document.names, (*found.thresholds, None), found.rates, strict=True
+            )
+        ],
+    )
+    scale = 1e6 if found.unit == "MACs" else 1
+    unit = "M MACs" if found.unit == "MACs" else found.unit
+    of = "accuracy" if document.variants[-1].accuracy_of == "labels" else "agreement"
+    terminal.line(
+        f"{of.capitalize()} {found.accuracy:.2%} on {found.samples} tuning samples; on average "
+        f"{found.mean_cost / scale:.3g} {unit} each, {document.names[-1]} alone "
+        f"{found.widest_cost / scale:.3g} {unit}"
+    )
 
 
 def _announce(terminal: Terminal, plan: "Plan") -> None:
@@ -342,16 +371,21 @@ def print_tuned(terminal: Terminal, tuned: dict[str, Any]) -> None:
             )
 
 
-def _next(manifest: Manifest, folder: Path) -> str:
+def _next(manifest: Manifest, folder: Path, variants: Sequence[str] = ()) -> str:
+    """What to do with what was built: a bundle, or a ladder of these variants."""
     gpu = manifest.target.gpu
     if other_than_target(manifest.target, describe(gpu=gpu is not None)) is None:
         return f": edgekit bench {folder}"
-    pip = f"~/edgekit/bin/pip install -r {folder.name}/install/requirements.txt"
+    bundles = [f"{folder.name}/{one}" for one in variants] or [folder.name]
+    # They all need the same.
+    pip = f"~/edgekit/bin/pip install -r {bundles[-1]}/install/requirements.txt"
     if gpu is None:
         return f": copy the folder to the device; there, python3 -m venv ~/edgekit and {pip}"
     # TensorRT comes with the system there, not with these requirements.
-    return (
-        ", copy the folder to the device, and there:\n"
-        f"  python3 -m venv --system-site-packages ~/edgekit\n  {pip}\n"
-        f"  ~/edgekit/bin/edgekit install {folder.name}"
-    )
+    lines = [
+        ", copy the folder to the device, and there:",
+        "python3 -m venv --system-site-packages ~/edgekit",
+        pip,
+        *(f"~/edgekit/bin/edgekit install {one}" for one in bundles),
+    ]
+    return "\n  ".join(lines)

@@ -3,19 +3,22 @@
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgekit.backends import checked_with
+from edgekit.bundle.ladder import PROFILE_NAME, is_ladder, parse_ladder_policy, read_ladder
 from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import check_output
-from edgekit.cli.build import print_tuned, require
+from edgekit.cli.build import print_cascade, print_tuned, require
 from edgekit.cli.output import JsonOption, StageProgress, Terminal, refuse_inside_a_bundle
 from edgekit.cli.report import ReportOption, draw_page
-from edgekit.errors import InputError
+from edgekit.errors import InputError, RecipeError
 from edgekit.runtime.bench import brief
+from edgekit.runtime.profile import read_profile
 
 __all__ = ["tune"]
 
@@ -50,9 +53,14 @@ def tune(
     """Fit a built bundle's thresholds anew, to a device's times or another goal.
 
     No segment is built or run for it: what every exit said of the tuning split lies in the bundle.
+    Of a ladder, the cascade over its variants (`--set variants.tune...`) and its policy
+    (`--set variants.policy=...`).
     """
     terminal = Terminal(json_to)
     require("pydantic", "yaml")
+    if is_ladder(bundle):
+        _tune_ladder(terminal, bundle, profile, settings, output, dry_run=dry_run)
+        return
     from edgekit.config import split_overrides
     from edgekit.retune import measured_costs, recipe_of, retune, source_of
     from edgekit.tuning.goal import settle
@@ -110,6 +118,64 @@ def tune(
     if lacking:
         terminal.line(f"Note: no report.html: {lacking}")
     terminal.json({"path": str(place), "bundle_id": built.manifest.bundle_id, **notes})
+
+
+def _tune_ladder(
+    terminal: Terminal,
+    ladder: Path,
+    profile: Path | None,
+    settings: list[str],
+    output: Path | None,
+    *,
+    dry_run: bool,
+) -> None:
+    from edgekit.config import parse, split_overrides
+    from edgekit.ladder import retune_ladder
+    from edgekit.recipe import Goal
+
+    document = read_ladder(ladder)
+    of_recipe, of_target = split_overrides(settings)
+    goal: dict[str, Any] = {}
+    policy = None
+    for key, value in {**of_recipe, **{f"target.{one}": x for one, x in of_target.items()}}.items():
+        if key == "variants.policy":
+            policy = parse_ladder_policy(value, document.names, f"--set {key}")
+        elif key == "variants.tune" and isinstance(value, dict):
+            goal |= value
+        elif key.startswith("variants.tune."):
+            goal[key.removeprefix("variants.tune.")] = value
+        else:
+            raise RecipeError(
+                f"--set {key}: a ladder that is built can be tuned by variants.tune and "
+                "variants.policy; anything else is built in: edgekit build"
+            )
+    if not goal and policy is None:
+        if document.cascade is None:
+            raise InputError(
+                f"{ladder}: say what its cascade is to keep, such as --set "
+                "variants.tune.max_accuracy_drop=0.01, or a policy: --set variants.policy="
+                f'\'{{"kind": "fixed", "variant": "{document.names[-1]}"}}\''
+            )
+        goal = document.cascade.goal
+    place = output or ladder.resolve().with_name(f"{ladder.resolve().name}-tuned")
+    refuse_inside_a_bundle(place)
+    check_output(place)
+    if profile is None and (beside := ladder / PROFILE_NAME).is_file():
+        profile = beside
+    changed = retune_ladder(
+        ladder,
+        document,
+        place,
+        goal=parse(Goal, goal, "variants.tune") if goal else None,
+        policy=policy,
+        profile=None if profile is None else read_profile(profile),
+        dry_run=dry_run,
+    )
+    if goal and changed.cascade is not None:
+        print_cascade(terminal, changed)
+    if not dry_run:
+        terminal.line(f"\nWrote {place}: the same bundles as {ladder}. Next: edgekit bench {place}")
+    terminal.json({"path": None if dry_run else str(place), **asdict(changed)})
 
 
 def _print(terminal: Terminal, notes: dict[str, Any]) -> None:

@@ -38,13 +38,12 @@ _SLICES = {
     _ATEN.slice.Tensor,
     _ATEN.select.int,
     _ATEN.narrow.default,
-    _ATEN.index_select.default,
     _ATEN.as_strided.default,
     _ATEN.split.Tensor,
     _ATEN.split_with_sizes.default,
     _ATEN.chunk.default,
 }
-"""What takes a part of a tensor."""
+"""What takes a part of a tensor, by numbers. An embedding takes one by data, and may."""
 
 
 def materialize(module: fx.GraphModule) -> None:
@@ -85,7 +84,7 @@ def demand_constant(module: fx.GraphModule) -> None:
         if node.target in _SLICES and made.issuperset(node.all_input_nodes[:1]):
             raise ModelError(
                 f"{node.name}{place_of(node)} takes a part of a weight, {_source(node)}, and how "
-                "much of it depends on the input; let the setting alone decide, or give set.call "
+                "much depends on the input's size; let the setting alone decide, or give set.call "
                 "a function that returns the static network"
             )
 
@@ -183,7 +182,8 @@ def _value(module: fx.GraphModule, node: fx.Node) -> Any:
 def _replace(
     module: fx.GraphModule, node: fx.Node, value: torch.Tensor, known: dict[str, str]
 ) -> None:
-    value = value.detach().contiguous().clone()
+    # A view's strides may be odd even where it is contiguous.
+    value = torch.empty(value.shape, dtype=value.dtype).copy_(value)
     content = hashlib.sha256(f"{value.dtype} {list(value.shape)} ".encode())
     content.update(value.flatten().view(torch.uint8).numpy().tobytes())
     name = known.get(content.hexdigest())

@@ -250,19 +250,25 @@ class Choice(NamedTuple):
     notes: Notes
 
 
-def choose(recipe: Recipe, seen: Seen, costs: Costs, least: int | None) -> Choice:
-    """The thresholds that meet the recipe's goal best, and what can be promised of them.
+def choose(
+    goal: Goal,
+    seen: Seen,
+    costs: Costs,
+    least: int | None,
+    exit_rates: Sequence[float] | None = None,
+    where: str = "policy.tune",
+) -> Choice:
+    """The thresholds that meet a goal best, and what can be promised of them.
 
     Of those that meet it, the cheapest where it bounds what may be lost, the one that weighs least
-    where it says what an error weighs, else the most accurate. `least` is how many must be right by
-    their labels, where the goal says so. Raises CheckError where none meets the goal, RecipeError
-    where it needs times and there are none.
+    where it says what an error weighs, else the most accurate. `least` is how many must be right,
+    where the goal says so; `exit_rates` are the goal's by depth, of the early exits. Raises
+    CheckError where none meets the goal that stands at `where`, RecipeError where it needs times
+    and there are none.
     """
-    goal = recipe.policy.tune
-    assert goal is not None  # noqa: S101  (asked by the caller)
     early = seen.confidences[:-1]
-    if recipe.exit_rates is not None:
-        return Choice(thresholds_at(early, recipe.exit_rates), None, {})
+    if exit_rates is not None:
+        return Choice(thresholds_at(early, exit_rates), None, {})
     if goal.mean_plus_std is not None:
         return Choice(_mean_plus_std(early, goal.mean_plus_std), None, {})
     by = "disagreement" if seen.labels is None else "label"
@@ -295,7 +301,7 @@ def choose(recipe: Recipe, seen: Seen, costs: Costs, least: int | None) -> Choic
         )
     if not len(rows):
         raise CheckError(
-            f"no thresholds keep what policy.tune asks for on the {observed.samples} tuning "
+            f"no thresholds keep what {where} asks for on the {observed.samples} tuning "
             f"samples ({_words(goal)}); ask for less, or train the early exits further"
         )
     chosen = int(rows[0])
@@ -350,7 +356,7 @@ def fit(
             correct = int(np.sum(seen.final == labels))
             least = least_correct(correct, seen.samples, goal.max_accuracy_drop)
         try:
-            thresholds = choose(recipe, seen, costs, least).thresholds
+            thresholds = choose(goal, seen, costs, least, recipe.exit_rates).thresholds
         except CheckError:
             thresholds = shared(seen.observed("disagreement", costs.each)).thresholds[-1]
     return replace(policy, thresholds=tuple(thresholds.tolist()))
@@ -374,7 +380,7 @@ def _fitted(
         assert reference_right is not None  # noqa: S101  (the pipeline gives what to count from)
         least = least_correct(reference_right, samples, drop)
     try:
-        return choose(recipe, seen, costs, least)
+        return choose(goal, seen, costs, least, recipe.exit_rates)
     except CheckError:
         correct = None if least is None else int(np.sum(seen.right()[-1]))
         if least is None or reference_right is None or correct is None or correct >= least:

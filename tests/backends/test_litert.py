@@ -21,6 +21,7 @@ from edgekit.stages.lower import Lower
 from edgekit.stages.optimize import Optimize
 from edgekit.stages.split import Split
 from edgekit.target import load_target
+from tests.stages.test_materialize import Narrow, images, segments_of
 
 BACKEND = LiteRTBackend()
 TARGET = load_target("rpi4b-litert", {"precision": "fp32"})
@@ -173,3 +174,14 @@ def test_a_refused_operator_is_named_with_its_line_and_nothing_else_is_said(capf
         lowered(Bessel(), 2)
     said = capfd.readouterr()
     assert said.out == said.err == ""
+
+
+def test_a_narrow_network_has_constant_weights_and_the_size_of_its_own():
+    model, x = Narrow(256), images()
+    program = BACKEND.lower(segments_of(model, x).whole, (x,), TARGET)
+    graph = Graph(program)
+    kinds = [graph.kind(one) for one in graph.operators]
+    assert {"SLICE", "STRIDED_SLICE", "GATHER"}.isdisjoint(kinds)
+    assert {"CONV_2D", "DEPTHWISE_CONV_2D"} <= set(kinds)
+    own_bytes = 4 * model.own
+    assert own_bytes <= len(program) <= 1.05 * own_bytes

@@ -27,7 +27,7 @@ from edgekit.bundle.manifest import LADDER_NAME, seal
 from edgekit.bundle.reader import read_bundle
 from edgekit.errors import BundleError
 from edgekit.limits import LIMITS
-from tests.ladders import NARROW, WIDE, document_of, rewrite
+from tests.ladders import NARROW, WIDE, cascade_of, document_of, rewrite
 
 NAMES = ("w0.25", "w0.5", "w1.0")
 
@@ -270,9 +270,10 @@ def test_a_cascade_that_nobody_tuned_is_refused() -> None:
 @pytest.mark.parametrize(
     "tuned",
     [
-        {"thresholds": [0.9], "samples": 24, "accuracy": 0.95},
-        {"thresholds": [0.9, 0.8], "samples": 0, "accuracy": 0.95},
-        {"thresholds": [0.9, 0.8], "samples": 24, "accuracy": 2},
+        cascade_of([0.9]),
+        cascade_of([0.9, 0.8], samples=0),
+        cascade_of([0.9, 0.8], accuracy=2),
+        cascade_of([0.9, 0.8], rates=[0.5, 0.5]),
     ],
 )
 def test_an_impossible_tuning_is_refused(tuned: dict[str, Any]) -> None:

@@ -169,6 +169,16 @@ def test_only_some_calm_windows_in_a_row_lead_to_a_wider_variant() -> None:
     # The narrowest that one of the windows expected to fit.
     state = follow_load(policy, P95_MS, LoadState(1, 2, 3), [2.5] * 20)
     assert state == LoadState(2)
+    state = follow_load(policy, P95_MS, LoadState(1, 2, 2), calm)
+    assert state == LoadState(2)
+
+
+def test_a_load_that_doubles_is_answered_after_a_twentieth_of_a_window() -> None:
+    policy = Load(6.0, window=200)
+    assert not closes(policy, 10, 10)
+    assert closes(policy, 11, 11)
+    assert not closes(policy, 199, 10)
+    assert closes(policy, 200, 0)
 
 
 def test_the_margin_keeps_a_variant_away_that_would_only_just_fit() -> None:

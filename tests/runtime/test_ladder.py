@@ -26,7 +26,7 @@ from edgekit.errors import BundleError, DeviceError, InputError
 from edgekit.runtime import Chain, Ladder, Metrics, memory
 from edgekit.runtime.ladder import FLOOR_BYTES
 from edgekit.runtime.profile import Latency, Measured, seal_profile
-from tests.ladders import NARROW, WIDE, rewrite
+from tests.ladders import NARROW, WIDE, assemble, cascade_of, rewrite
 
 Array = npt.NDArray[Any]
 
@@ -157,7 +157,7 @@ def test_a_batch_cascades_as_its_samples_do(
 
 
 def test_a_tuned_cascade_brings_its_thresholds(tiny_ladder: Path) -> None:
-    tuned = {"thresholds": [0.5], "samples": 24, "accuracy": 0.5}
+    tuned = cascade_of([0.5], accuracy=0.5)
     ladder = Ladder.load(rewrite(tiny_ladder, cascade=tuned), policy=Cascade())
     assert ladder.policy == Cascade((0.5,))
     with pytest.raises(InputError, match="was not tuned"):
@@ -334,13 +334,18 @@ def test_what_does_not_fit_beside_lets_the_one_not_used_for_longest_go(
     assert gone() is None
 
 
-def test_the_one_just_used_stands_last(built_ladder: Path) -> None:
-    ladder = Ladder.load(built_ladder)
-    ladder.chain(NARROW)
-    ladder.chain(WIDE)
-    assert ladder.loaded == (NARROW, WIDE)
-    ladder.chain(NARROW)
-    assert ladder.loaded == (WIDE, NARROW)
+def test_of_three_the_one_used_longest_ago_is_let_go(built_ladder: Path, tmp_path: Path) -> None:
+    narrow, wide = built_ladder / NARROW, built_ladder / WIDE
+    folder = assemble(tmp_path / "three", {"a": (narrow, 0.5), "b": (wide, 1), "c": (wide, 1)})
+    a, b, c = (2 * one.size_bytes for one in read_ladder(folder).variants)
+    ladder = Ladder.load(folder, memory_bytes=a + b + c - 1)
+    ladder.chain("a")
+    ladder.chain("b")
+    assert ladder.loaded == ("a", "b")
+    ladder.chain("a")
+    assert ladder.loaded == ("b", "a")
+    ladder.chain("c")
+    assert ladder.loaded == ("a", "c")
 
 
 def test_a_variant_larger_than_all_memory_allowed_is_refused(
@@ -402,6 +407,29 @@ def test_one_in_use_is_never_let_go(
         assert first.result(30).variant == WIDE
         assert second.result(30).variant == NARROW
     assert ladder.loaded == (NARROW,)
+
+
+def test_a_loaded_variant_answers_while_another_is_being_loaded(
+    built_ladder: Path, samples: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder = Ladder.load(built_ladder)
+    ladder.chain(NARROW)
+    loading, go_on = threading.Event(), threading.Event()
+    from_bundle = Chain.from_bundle
+
+    def slow(bundle: Any, **named: Any) -> Chain:
+        loading.set()
+        assert go_on.wait(30)
+        return from_bundle(bundle, **named)
+
+    monkeypatch.setattr(Chain, "from_bundle", slow)
+    with ThreadPoolExecutor(1) as threads:
+        wide = threads.submit(ladder.one, samples[0])
+        assert loading.wait(30)
+        ladder.set_policy(Fixed(NARROW))
+        assert ladder.one(samples[0]).variant == NARROW
+        go_on.set()
+        assert wide.result(30).variant == WIDE
 
 
 def test_calls_from_many_threads_load_each_variant_once_and_agree(

@@ -18,7 +18,7 @@ from edgekit.data import Split, load_splits
 from edgekit.errors import CheckError, RecipeError
 from edgekit.models.exits import Exits, eager_logits
 from edgekit.models.load import load_model, user_code
-from edgekit.recipe import Recipe, load_recipe
+from edgekit.recipe import Goal, Recipe, load_recipe
 from edgekit.runtime.criteria import CRITERIA, Walk, decide, scaled
 from edgekit.stages import Network, Segments, Tuned
 from edgekit.stages.export import Export
@@ -265,10 +265,8 @@ def test_an_exit_rate_is_counted_in_whole_samples(tiny):
     """0.9 of 10 are 9; in floats, what may stay is a little less than 1."""
     confidences = np.concatenate([np.ones(9), [0.0]])[None].repeat(3, axis=0)
     seen = Seen(confidences, np.zeros((3, 10), int), np.zeros(10, int), None)
-    recipe = tiny.recipe.model_copy(
-        update={"policy": type(tiny.recipe.policy)(tune={"min_exit_rate": 0.9})}
-    )
-    thresholds = choose(recipe, seen, Costs("MACs", np.arange(1.0, 4.0)), None).thresholds
+    goal = Goal(min_exit_rate=0.9)
+    thresholds = choose(goal, seen, Costs("MACs", np.arange(1.0, 4.0)), None).thresholds
     assert seen.observed("disagreement", np.ones(3)).taken(thresholds).tolist().count(2) <= 1
 
 
