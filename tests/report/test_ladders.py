@@ -52,7 +52,7 @@ def four(facts):
         facts.document,
         variants=variants,
         policy=Fixed("w1.0"),
-        cascade=TunedCascade((0.9, 0.8, 0.7), 24, 0.975),
+        cascade=TunedCascade((0.9, 0.8, 0.7), 24, 0.975, {}, (0.5, 0.3, 0.1, 0.1), "ms", 0.3, 0.81),
     )
     return dataclasses.replace(
         facts, document=document, profile=profile, pages=frozenset(NAMES[1:])
@@ -112,7 +112,17 @@ def test_which_variants_are_on_the_front_is_told_in_words(four):
     assert "w0.75: 96.10% at 0.460, off it" in page
     assert "w0.5: 96.90% at 0.250, on it" in page
     assert "Off the front: w0.75." in page
+
+
+def test_a_tuned_cascade_stands_beside_the_front_where_its_times_are_those_shown(four):
+    page = draw_ladder(four)
+    assert "cascade: 97.50% at 0.300" in page
     assert '<td class="n">whatever is left</td>' in page
+    assert "97.50% accuracy, and a sample costs 0.300 ms on average; w1.0 alone 0.810 ms." in page
+    for changes in ({"widest_cost": 0.9}, {"unit": "MACs"}):
+        other = dataclasses.replace(four.document.cascade, **changes)
+        document = dataclasses.replace(four.document, cascade=other)
+        assert "cascade: 97.50%" not in draw_ladder(dataclasses.replace(four, document=document))
 
 
 def test_a_benchs_policy_stands_beside_the_front(four):
