@@ -159,8 +159,8 @@ class Line:
 class Marks:
     """Points on their own; `large` ones are what is looked for, `labels` are names beside them.
 
-    `hollow` ones look like those before them, and are not quite such. With `below` a name stands
-    there, where a line that rises leaves room.
+    `hollow` ones look like those before them, and are not quite such. With `below` a name at the
+    right of its point stands there, where a line that rises leaves room.
     """
 
     name: str
@@ -567,7 +567,7 @@ def _named(axes: "Axes", marks: Marks, x: Sequence[float]) -> None:
             continue
         named.append((left, up))
         right = left > (least + most) / 2
-        under = marks.below and up - low > 0.15 * (top - low)
+        under = marks.below and not right and up - low > 0.15 * (top - low)
         axes.annotate(short(words), (left, up), (-6 if right else 6, -10 if under else 4),
                       textcoords="offset points", ha="right" if right else "left",
                       fontsize=7)  # fmt: skip

@@ -212,9 +212,10 @@ def test_a_ladders_page_is_drawn_whole_at_every_width_and_in_every_light(
     browser.screenshot(path, shot, width, found["height"], dark=dark)
 
 
-def test_names_that_are_markup_break_nothing(browser, four):
+def test_names_that_are_markup_or_too_long_break_nothing(browser, four):
     variants = tuple(
-        dataclasses.replace(one, settings={HOSTILE: HOSTILE}) for one in four.document.variants
+        dataclasses.replace(one, name=one.name + "-W" * 60, settings={HOSTILE: HOSTILE})
+        for one in four.document.variants
     )
     document = dataclasses.replace(four.document, name=HOSTILE, variants=variants)
     bench = {**benched(four).bench, "verdict": HOSTILE}
