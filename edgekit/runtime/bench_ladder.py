@@ -144,7 +144,10 @@ def bench_ladder(
         "engine": chains[widest].engines[0].version,
         "precision": manifest.target.precision,
         "classes": len(manifest.labels),
-        "policy": policy_document(policy if left_out else ladder.policy),
+        "policy": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in policy_document(policy if left_out else ladder.policy).items()
+        },
         "threads": threads,
         "samples": len(given),
         "zeros": samples is None,

@@ -55,13 +55,12 @@ def ladder(facts: LadderFacts) -> Section:
             )
         )
     if facts.bench is not None and (found := facts.bench["ladder"]) is not None:
-        kind = facts.bench["policy"]["kind"]
+        kind, mean_ms = facts.bench["policy"]["kind"], found["latency_ms"]["mean"]
         items.append(
             (
                 times_text(found["speedup"]),
                 f"as fast as {document.names[-1]}",
-                f"{kind}: {ms_text(found['latency_ms']['mean'])} ms, "
-                f"{share_text(found['accuracy'])}",
+                f"{kind}: {ms_text(mean_ms)} ms, {share_text(found['accuracy'])}",
             )
         )
     size = sum(one.size_bytes for one in document.variants)
