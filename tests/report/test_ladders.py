@@ -36,7 +36,9 @@ def four(facts):
     narrow = facts.document.variants[0]
     variants = tuple(
         dataclasses.replace(narrow, name=name, accuracy=accuracy, macs=macs * 10**6)
-        for name, accuracy, macs in zip(NAMES, (0.912, 0.969, 0.961, 0.978), (1, 4, 8, 15))
+        for name, accuracy, macs in zip(
+            NAMES, (0.912, 0.969, 0.961, 0.978), (1, 4, 8, 15), strict=True
+        )
     )
     times = dict(zip(NAMES, (0.11, 0.25, 0.46, 0.81), strict=True))
     device = {"cpu": "Some Board 4", "machine": "aarch64"}
