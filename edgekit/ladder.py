@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.bundle.ladder import (
+    PROFILE_NAME,
     Cascade,
     LadderDocument,
     LadderPolicy,
@@ -335,6 +336,9 @@ def retune_ladder(
             shutil.copytree(path / name, folder / name)
             # What was copied is what the ladder is of.
             read_variant(folder, document, name)
+        # Of the same bundles, so it holds where it held.
+        if (path / PROFILE_NAME).is_file():
+            shutil.copyfile(path / PROFILE_NAME, folder / PROFILE_NAME)
         write_files(folder, {LADDER_NAME: content})
     return changed
 

@@ -14,7 +14,7 @@ from edgekit.bundle.ladder import (
     read_variant_manifest,
 )
 from edgekit.bundle.manifest import Manifest, Variant, axis_text
-from edgekit.cli.build import SetOption, resolve
+from edgekit.cli.build import SetOption, print_cascade, resolve
 from edgekit.cli.engine import open_bundle
 from edgekit.cli.output import (
     JsonOption,
@@ -159,15 +159,6 @@ def _ladder(terminal: Terminal, path: Path) -> dict[str, Any]:
         terminal.line(f"  answers   {document.names[0]} first, then wider until it is sure")
     if why is not None:
         terminal.line(f"  note      {why}")
-    if document.cascade is not None:
-        tuned = ", ".join(
-            f"{name} {one:.4g}"
-            for name, one in zip(document.names, document.cascade.thresholds, strict=False)
-        )
-        terminal.line(
-            f"  cascade   {tuned}; accuracy {document.cascade.accuracy:.2%} of "
-            f"{document.cascade.samples} samples"
-        )
     if profile is not None:
         threads = "1 thread" if profile.threads == 1 else f"{profile.threads} threads"
         terminal.line(
@@ -179,6 +170,7 @@ def _ladder(terminal: Terminal, path: Path) -> dict[str, Any]:
     variants = [dataclasses.asdict(one) for one in document.variants]
     measured = {} if profile is None else profile.variants
     print_variants(terminal, variants, measured)
+    print_cascade(terminal, document)
     return {
         "ladder_id": document.ladder_id,
         "name": document.name,

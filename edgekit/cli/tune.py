@@ -15,7 +15,7 @@ from edgekit.bundle.reader import read_bundle
 from edgekit.bundle.writer import check_output
 from edgekit.cli.build import print_cascade, print_tuned, require
 from edgekit.cli.output import JsonOption, StageProgress, Terminal, refuse_inside_a_bundle
-from edgekit.cli.report import ReportOption, draw_page
+from edgekit.cli.report import ReportOption, draw_ladder_page, draw_page
 from edgekit.errors import InputError, RecipeError
 from edgekit.runtime.bench import brief
 from edgekit.runtime.profile import read_profile
@@ -59,7 +59,7 @@ def tune(
     terminal = Terminal(json_to)
     require("pydantic", "yaml")
     if is_ladder(bundle):
-        _tune_ladder(terminal, bundle, profile, settings, output, dry_run=dry_run)
+        _tune_ladder(terminal, bundle, profile, settings, output, report=report, dry_run=dry_run)
         return
     from edgekit.config import split_overrides
     from edgekit.retune import measured_costs, recipe_of, retune, source_of
@@ -127,6 +127,7 @@ def _tune_ladder(
     settings: list[str],
     output: Path | None,
     *,
+    report: bool,
     dry_run: bool,
 ) -> None:
     from edgekit.config import parse, split_overrides
@@ -174,7 +175,10 @@ def _tune_ladder(
     if goal and changed.cascade is not None:
         print_cascade(terminal, changed)
     if not dry_run:
+        lacking = draw_ladder_page(terminal, place) if report else None
         terminal.line(f"\nWrote {place}: the same bundles as {ladder}. Next: edgekit bench {place}")
+        if lacking:
+            terminal.line(f"Note: no report.html: {lacking}")
     terminal.json({"path": None if dry_run else str(place), **asdict(changed)})
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -274,8 +275,24 @@ class LadderFacts:
     @property
     def worth(self) -> str:
         """What the accuracies are: of labels met, or of answers that are the widest one's."""
+        return "accuracy" if self.tested else self.tuned_worth
+
+    @property
+    def tuned_worth(self) -> str:
+        """As `worth`, of what the tuning split showed."""
         by = {one.accuracy_of for one in self.document.variants}
-        return "agreement" if "agreement" in by and not self.tested else "accuracy"
+        return "agreement" if "agreement" in by else "accuracy"
+
+    @property
+    def tuned_ms(self) -> float | None:
+        """What a sample takes on average under the tuned cascade, in ms of the profile's.
+
+        None where it was tuned to something else, or the bench says what it takes.
+        """
+        tuned, means = self.document.cascade, self.means
+        if tuned is None or means is None or self.bench is not None or tuned.unit != "ms":
+            return None
+        return tuned.mean_cost if math.isclose(tuned.widest_cost, means[-1]) else None
 
     @property
     def worth_of(self) -> str:

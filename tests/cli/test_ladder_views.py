@@ -9,8 +9,8 @@ import pytest
 from edgekit.bundle.ladder import read_ladder
 from edgekit.cli import bench as bench_command
 from edgekit.runtime.profile import Latency, Measured, profile_beside, seal_profile
-from tests.ladders import NARROW, WIDE, rewrite
-from tests.slim import write_slim_recipe
+from tests.ladders import NARROW, WIDE, cascade_of, rewrite
+from tests.slim import WIDTHS, write_slim_recipe
 
 CASCADE = '{"kind": "cascade", "thresholds": [0.3]}'
 
@@ -159,11 +159,11 @@ def test_inspect_does_not_show_a_profile_of_other_bundles(cli, tiny_ladder):
 
 
 def test_inspect_shows_a_cascade_and_who_is_asked_first(cli, tiny_ladder):
-    tuned = {"thresholds": [0.7], "samples": 24, "accuracy": 0.5}
-    rewrite(tiny_ladder, policy={"kind": "cascade"}, cascade=tuned)
+    rewrite(tiny_ladder, policy={"kind": "cascade"}, cascade=cascade_of([0.7]))
     ended = cli("inspect", tiny_ladder)
     assert "answers   w0.5 first, then wider until it is sure" in ended.out
-    assert "cascade   w0.5 0.7; accuracy 50.00% of 24 samples" in ended.out
+    assert "0.7000" in ended.out
+    assert "Accuracy 95.00% on 24 tuning samples" in ended.out
 
 
 def test_inspect_of_a_recipe_shows_its_variants_with_nothing_built(cli, tmp_path, monkeypatch):
@@ -172,16 +172,16 @@ def test_inspect_of_a_recipe_shows_its_variants_with_nothing_built(cli, tmp_path
     ended = cli("inspect", recipe, "--json", "-")
     assert ended.code == 0
     found = json.loads(ended.out)["variants"]
-    assert [one["name"] for one in found] == ["w0.25", "w0.5", "w1.0"]
-    assert [one["parameters"] for one in found] == [388, 1344, 4984]
+    assert [one["name"] for one in found] == [*WIDTHS]
+    assert [found[row]["parameters"] for row in (0, -1)] == [388, 4984]
     assert [one["macs"] for one in found] == sorted(one["macs"] for one in found)
     assert not (tmp_path / "build").exists()
-    ended = cli("inspect", recipe, "--variant", "w0.5", "--json", "-")
+    ended = cli("inspect", recipe, "--variant", "w0.25", "--json", "-")
     one = json.loads(ended.out)
-    assert sum(part["parameters"] for part in one["segments"]) == 1344
+    assert sum(part["parameters"] for part in one["segments"]) == 388
     ended = cli("inspect", recipe, "--variant", "w9")
     assert ended.code == 1
-    assert "--variant w9: there is none; they are w1.0, w0.25, w0.5" in ended.err
+    assert "--variant w9: there is none; they are w1.0, w0.25" in ended.err
 
 
 def test_report_draws_a_ladders_page_and_refuses_a_bench_of_another(cli, tiny_ladder, tmp_path):
@@ -200,3 +200,14 @@ def test_report_draws_a_ladders_page_and_refuses_a_bench_of_another(cli, tiny_la
     shutil.copy(tiny_ladder / "ladder.json", bench)
     ended = cli("report", tiny_ladder, "--bench", bench)
     assert "is no report of a ladder by this edgekit's bench" in ended.err
+
+
+def test_a_tuned_ladder_keeps_the_profile_and_has_a_page_of_its_own(cli, tiny_ladder, tmp_path):
+    (tiny_ladder / "profile.json").write_bytes(profile_of(tiny_ladder))
+    place = tmp_path / "tuned"
+    fixed = 'variants.policy={"kind": "fixed", "variant": "w0.5"}'
+    ended = cli("tune", tiny_ladder, "--set", fixed, "--output", place, "--report")
+    assert ended.code == 0
+    kept = (place / "profile.json").read_bytes()
+    assert kept == (tiny_ladder / "profile.json").read_bytes()
+    assert "The ladder's policy: fixed: variant w0.5." in (place / "report.html").read_text()

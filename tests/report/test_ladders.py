@@ -41,7 +41,8 @@ def four(facts):
         )
     )
     times = dict(zip(NAMES, (0.11, 0.25, 0.46, 0.81), strict=True))
-    device = {"cpu": "Some Board 4", "machine": "aarch64"}
+    machine = facts.manifest.target.machine or "aarch64"
+    device = {"cpu": "Some Board 4", "machine": machine}
     measured = {
         name: Measured(narrow.bundle_id, Latency(ms, ms, ms * 1.5), 3_000_000)
         for name, ms in times.items()
@@ -51,7 +52,7 @@ def four(facts):
         facts.document,
         variants=variants,
         policy=Fixed("w1.0"),
-        cascade=TunedCascade((0.9, 0.8, 0.7), 24, 0.975),
+        cascade=TunedCascade((0.9, 0.8, 0.7), 24, 0.975, {}, (0.5, 0.3, 0.1, 0.1), "ms", 0.3, 0.81),
     )
     return dataclasses.replace(
         facts, document=document, profile=profile, pages=frozenset(NAMES[1:])
@@ -98,12 +99,30 @@ def test_without_a_profile_work_stands_for_time_and_the_page_says_so(facts):
 def test_with_a_profile_latency_is_drawn_and_whose_it_is(four):
     page = draw_ladder(four)
     assert "Accuracy against latency" in page
-    assert "on Some Board 4 (aarch64), onnxruntime 1.32.0: the target." in page
+    assert "Measured for the ladder's profile on Some Board 4 (" in page
+    assert "onnxruntime 1.32.0: the target." in page
+    elsewhere = dataclasses.replace(four.profile, device={"cpu": "Toaster", "machine": "pdp11"})
+    page = draw_ladder(dataclasses.replace(four, profile=elsewhere))
+    assert "on Toaster (pdp11), onnxruntime 1.32.0: not the target, built for host" in page
+
+
+def test_which_variants_are_on_the_front_is_told_in_words(four):
+    page = draw_ladder(four)
     assert "work stands for it" not in page
     assert "w0.75: 96.10% at 0.460, off it" in page
     assert "w0.5: 96.90% at 0.250, on it" in page
     assert "Off the front: w0.75." in page
+
+
+def test_a_tuned_cascade_stands_beside_the_front_where_its_times_are_those_shown(four):
+    page = draw_ladder(four)
+    assert "cascade: 97.50% at 0.300" in page
     assert '<td class="n">whatever is left</td>' in page
+    assert "97.50% accuracy, and a sample costs 0.300 ms on average; w1.0 alone 0.810 ms." in page
+    for changes in ({"widest_cost": 0.9}, {"unit": "MACs"}):
+        other = dataclasses.replace(four.document.cascade, **changes)
+        document = dataclasses.replace(four.document, cascade=other)
+        assert "cascade: 97.50%" not in draw_ladder(dataclasses.replace(four, document=document))
 
 
 def test_a_benchs_policy_stands_beside_the_front(four):
@@ -166,8 +185,10 @@ def test_a_profile_that_was_changed_is_not_shown_and_the_page_says_so(tiny_ladde
     (tiny_ladder / "profile.json").write_text(json.dumps({"format_version": 1}))
     facts = collect_ladder(tiny_ladder)
     assert facts.profile is None
+    assert "profile.json: was changed" in facts.odd
     page = draw_ladder(facts)
-    assert '<p class="warns">profile.json' in page or "profile.json: was changed" in page
+    assert '<p class="warns">' in page
+    assert "edgekit bench LADDER --profile measures it anew" in page
     assert "Accuracy against work" in page
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edgekit.bundle.ladder import policy_document
+from edgekit.bundle.ladder import TunedCascade, policy_document
 from edgekit.report import plots
 from edgekit.report.benches import ladder_policy_text
 from edgekit.report.facts import LadderFacts
@@ -126,6 +126,9 @@ def trade(facts: LadderFacts) -> Section:
         table.append(
             (f"ladder ({kind})", share_text(found["accuracy"], 2), ms_text(mean_ms), ABSENT)
         )
+    elif (at_ms := facts.tuned_ms) is not None and (tuned := document.cascade) is not None:
+        series.append(plots.Marks("cascade, as tuned", (at_ms,), (tuned.accuracy,), large=True))
+        table.append(("cascade", share_text(tuned.accuracy, 2), ms_text(at_ms), ABSENT))
     figure = Figure(
         "The variants and their Pareto front",
         plots.panels("ladder", axis, [(worth, series)], percent=[True]),
@@ -191,16 +194,24 @@ def widths(facts: LadderFacts) -> Section:
     if (tuned := document.cascade) is not None:
         parts.append(
             Table(
-                f"The cascade, fitted on {count_text(tuned.samples)} samples: "
-                f"{share_text(tuned.accuracy, 2)}",
-                ("variant", "answers from confidence"),
-                (
-                    *(
-                        (name, confidence_text(one))
-                        for name, one in zip(document.names, tuned.thresholds, strict=False)
-                    ),
-                    (document.names[-1], "whatever is left"),
+                f"The cascade, as it was tuned on {count_text(tuned.samples)} samples",
+                ("variant", "answers from confidence", "of the samples"),
+                tuple(
+                    (name, sure, share_text(rate))
+                    for name, sure, rate in zip(
+                        document.names,
+                        (*map(confidence_text, tuned.thresholds), "whatever is left"),
+                        tuned.rates,
+                        strict=True,
+                    )
                 ),
+            )
+        )
+        parts.append(
+            Text(
+                f"There it has {share_text(tuned.accuracy, 2)} {facts.tuned_worth}, and a sample "
+                f"costs {_cost(tuned, tuned.mean_cost)} on average; "
+                f"{document.names[-1]} alone {_cost(tuned, tuned.widest_cost)}."
             )
         )
     if bench is not None and bench["ladder"] is not None:
@@ -215,6 +226,10 @@ def widths(facts: LadderFacts) -> Section:
             )
         )
     return Section("The variants", tuple(parts))
+
+
+def _cost(tuned: TunedCascade, cost: float) -> str:
+    return f"{macs_text(cost)} MACs" if tuned.unit == "MACs" else f"{ms_text(cost)} {tuned.unit}"
 
 
 def undominated(points: Sequence[tuple[float, float]]) -> list[bool]:
