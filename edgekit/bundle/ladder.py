@@ -28,6 +28,7 @@ from edgekit.bundle.manifest import (
     decode,
     seal,
     unseal,
+    unseal_page,
 )
 from edgekit.bundle.reader import Bundle, read_at_most, read_bundle, read_manifest
 from edgekit.errors import BundleError
@@ -51,6 +52,7 @@ __all__ = [
     "parse_ladder_policy",
     "policy_document",
     "read_ladder",
+    "read_ladder_page",
     "read_variant",
     "read_variant_manifest",
     "seal_ladder",
@@ -306,6 +308,20 @@ def _check_bundle(folder: Path, variant: LadderVariant, manifest: Manifest) -> N
             f"{folder}: has {len(manifest.variants)} chains and {size_bytes} bytes of segments, "
             f"and the ladder says 1 and {variant.size_bytes}; build the ladder again"
         )
+
+
+def read_ladder_page(path: str | os.PathLike[str]) -> str | None:
+    """The page that lies in a ladder's folder; None where there is none.
+
+    Raises BundleError where it was changed, or cannot be read.
+    """
+    place = Path(path) / REPORT_NAME
+    try:
+        return unseal_page(read_at_most(place, LIMITS.report_bytes), REPORT_NAME)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"{place}: cannot be read: {error.strerror}") from None
 
 
 def seal_ladder(document: dict[str, Any]) -> bytes:

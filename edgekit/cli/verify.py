@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekit.bundle.ladder import is_ladder, read_ladder, read_variant
+from edgekit.bundle.ladder import is_ladder, read_ladder, read_ladder_page, read_variant
 from edgekit.bundle.reader import Bundle, read_bundle, read_evidence, read_report
 from edgekit.cli.engine import EngineOption, InstallOption, load
 from edgekit.cli.output import JsonOption, Terminal
@@ -32,6 +32,8 @@ def verify(
         terminal.json(_verify(terminal, read_bundle(bundle), engine, install))
         return
     document = read_ladder(bundle)
+    if read_ladder_page(bundle) is not None:
+        terminal.line("report    as written")
     variants = {}
     for name in document.names:
         terminal.line(f"\n{name}")

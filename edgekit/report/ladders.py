@@ -6,12 +6,15 @@ Nothing is run and nothing is measured here, so the same ladder and profile give
 import hashlib
 from pathlib import Path
 
-from edgekit.bundle.ladder import PROFILE_NAME, read_ladder, read_variant_manifest
-from edgekit.bundle.manifest import LADDER_NAME, REPORT_NAME, seal_page, unseal_page
-from edgekit.bundle.reader import read_at_most
+from edgekit.bundle.ladder import (
+    PROFILE_NAME,
+    read_ladder,
+    read_ladder_page,
+    read_variant_manifest,
+)
+from edgekit.bundle.manifest import LADDER_NAME, REPORT_NAME, seal_page
 from edgekit.bundle.writer import replace_file
 from edgekit.errors import BundleError
-from edgekit.limits import LIMITS
 from edgekit.report.benches import demand_of_ladder, read_ladder_report_file
 from edgekit.report.facts import LadderFacts
 from edgekit.report.page import render
@@ -73,10 +76,10 @@ def draw_ladder(facts: LadderFacts, sources: str = "") -> str:
 def drawn_already(path: Path) -> bool:
     """Whether the ladder in the folder `path` has a page of what lies there now, unchanged."""
     try:
-        page = unseal_page(read_at_most(path / REPORT_NAME, LIMITS.report_bytes), REPORT_NAME)
-    except (OSError, BundleError):
+        page = read_ladder_page(path)
+    except BundleError:
         return False
-    return f'content="{_sources(path)}"' in page
+    return page is not None and f'content="{_sources(path)}"' in page
 
 
 def _sources(path: Path) -> str:

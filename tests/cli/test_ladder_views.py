@@ -211,3 +211,15 @@ def test_a_tuned_ladder_keeps_the_profile_and_has_a_page_of_its_own(cli, tiny_la
     kept = (place / "profile.json").read_bytes()
     assert kept == (tiny_ladder / "profile.json").read_bytes()
     assert "The ladder's policy: fixed: variant w0.5." in (place / "report.html").read_text()
+
+
+def test_verify_refuses_a_ladders_page_that_was_changed(cli, tiny_ladder):
+    assert cli("report", tiny_ladder).code == 0
+    ended = cli("verify", tiny_ladder)
+    assert ended.code == 0
+    assert "report    as written" in ended.out.splitlines()[0]
+    page = tiny_ladder / "report.html"
+    page.write_bytes(page.read_bytes().replace(b"variants", b"variance", 1))
+    ended = cli("verify", tiny_ladder)
+    assert ended.code == 3
+    assert "report.html: was changed" in ended.err
