@@ -431,7 +431,7 @@ EACH = {"set": {"attribute": "width_mult"}, "each": {"w0.25": 0.25, "w1.0": 1.0}
         ({"set": {"attribute": "a", "method": "b"}}, "exactly one of attribute, method and call"),
         ({"overrides": {"w9": {"input.shape": [1]}}}, "'w9' is no variant; they are w0.25, w1.0"),
         ({"policy": {"kind": "fixed", "variant": "w9"}}, "no variant 'w9'"),
-        ({"policy": {"kind": "cascade"}}, "needs thresholds, or agree"),
+        ({"policy": {"kind": "cascade"}}, "needs thresholds, agree"),
         ({"policy": {"kind": "cascade", "thresholds": [0.5, 0.5]}}, "needs 1 thresholds, found 2"),
         ({"policy": {"kind": "latency_budget"}}, "budget_ms"),
         ({"recalibrate": {"when": "missing"}}, "no data.calibration to take statistics from"),
