@@ -21,6 +21,7 @@ from edgekit.bundle.ladder import (
     LadderDocument,
     LadderPolicy,
     TunedCascade,
+    names_problem,
     parse_ladder,
     policy_document,
     read_variant,
@@ -92,6 +93,10 @@ class LadderPlan:
         for name in only:
             if name not in known:
                 raise RecipeError(f"--variant {name}: there is none; they are {', '.join(known)}")
+        if words := names_problem([*known]):
+            raise RecipeError(f"variants.each: {words}; name it otherwise")
+        if recipe.variants.tune is not None and recipe.data.tuning is None:
+            raise RecipeError("variants.tune: there is no data.tuning to fit a cascade to")
         self.recipe = recipe
         self.target = target
         self.plans: dict[str, Plan] = {}
@@ -104,9 +109,14 @@ class LadderPlan:
         self.policy = recipe.variants.policy
         if self.policy is not None:
             try:
-                parse_policy(self.policy, list(self.plans), "variants.policy")
+                policy = parse_policy(self.policy, list(self.plans), "variants.policy")
             except EdgekitError as error:
                 raise RecipeError(f"{error} (--set variants.policy=null)") from None
+            if policy == Cascade() and len(self.plans) < 2:
+                raise RecipeError(
+                    "variants.policy: a cascade goes over two variants or more "
+                    "(--set variants.policy=null)"
+                )
 
     @property
     def finished(self) -> bool:

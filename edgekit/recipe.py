@@ -39,6 +39,7 @@ __all__ = [
     "Source",
     "Tolerance",
     "Variants",
+    "cascade_problem",
     "check_files",
     "check_precision",
     "check_sizes",
@@ -594,6 +595,20 @@ class Check(Tolerance):
     """From quantize on, where the target's precision is not fp32."""
 
 
+def cascade_problem(goal: Goal) -> str | None:
+    """Words about what of a goal is for the exits of a chain alone; None where nothing is."""
+    if goal.certificate is not None:
+        # What the exits' own thresholds were fitted to cannot be tested on.
+        return "a certificate is for the exits of a chain: policy.tune"
+    for key in ("max_latency_ms", "energy_mj"):
+        if getattr(goal, key) is not None:
+            return (
+                f"{key} is for the exits of a chain; the policies latency_budget and load keep a "
+                "ladder within a time"
+            )
+    return None
+
+
 class Variants(Strict):
     """The settings of one network that are each built, and how the device chooses among them."""
 
@@ -639,15 +654,8 @@ class Variants(Strict):
     def _a_goal_for_a_cascade(self) -> "Variants":
         if self.tune is None:
             return self
-        if self.tune.certificate is not None:
-            # What the exits' own thresholds were fitted to cannot be tested on.
-            raise ValueError("tune: a certificate is for the exits of a chain: policy.tune")
-        for key in ("max_latency_ms", "energy_mj"):
-            if getattr(self.tune, key) is not None:
-                raise ValueError(
-                    f"tune: {key} is for the exits of a chain; the policies latency_budget and "
-                    "load keep a ladder within a time"
-                )
+        if words := cascade_problem(self.tune):
+            raise ValueError(f"tune: {words}")
         return self
 
 
@@ -704,7 +712,10 @@ class Recipe(Strict):
         values = {**self.model_dump(mode="json"), "name": f"{self.name}-{name}", "variants": None}
         overrides = variants.overrides.get(name, {})
         where = f"variants.overrides.{name}"
-        if stray := [key for key in overrides if key.split(".")[0] in {"name", "variants"}]:
+        whole = ("name", "variants", "model.setting")
+        if stray := [
+            key for key in overrides if f"{key}.".startswith(tuple(f"{x}." for x in whole))
+        ]:
             raise RecipeError(f"{where}: {stray[0]} is of the whole ladder; leave it out")
         values = apply_overrides(values, overrides)
         values["model"]["setting"] = {

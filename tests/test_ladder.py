@@ -66,6 +66,17 @@ def refused(plan: LadderPlan, output: Path, kind: type[EdgekitError] = ModelErro
     return str(caught.value)
 
 
+def test_what_makes_no_ladder_is_refused_before_anything_is_built(recipe):
+    for name in ("ladder.json", "report.html", "x.engines"):
+        with pytest.raises(RecipeError, match=r"in the ladder|a file of the ladder"):
+            planned(recipe, variants__each={name: 0.25, "w1.0": 1.0})
+    goal = {"max_accuracy_drop": 0.1}
+    with pytest.raises(RecipeError, match=r"no data\.tuning"):
+        planned(recipe, variants__tune=goal, data__tuning=None)
+    with pytest.raises(RecipeError, match=r"variants\.policy=null"):
+        planned(recipe, only=("w0.25",), variants__tune=goal, variants__policy={"kind": "cascade"})
+
+
 def test_the_ladder_is_read_as_a_device_reads_it_narrowest_first(built):
     document = read_ladder(built)
     assert document.names == ("w0.25", "w1.0")

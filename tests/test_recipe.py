@@ -461,6 +461,7 @@ def test_a_setting_that_says_too_little_or_too_much_is_refused(
     ("override", "words"),
     [
         ({"name": "other"}, "variants.overrides.w0.25: name is of the whole ladder"),
+        ({"model.setting.recalibrate.when": "always"}, "recalibrate.when is of the whole ladder"),
         ({"policy.treshold": 1}, "variants.overrides.w0.25: unknown key 'policy.treshold'"),
     ],
 )

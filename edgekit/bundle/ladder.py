@@ -48,6 +48,7 @@ __all__ = [
     "MemoryBudget",
     "TunedCascade",
     "is_ladder",
+    "names_problem",
     "parse_ladder",
     "parse_ladder_policy",
     "policy_document",
@@ -406,24 +407,29 @@ def _identify(rest: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(rest)).hexdigest()
 
 
-def _check_variants(variants: Sequence[LadderVariant]) -> None:
-    if not 0 < len(variants) <= LIMITS.ladder_variants:
-        raise BundleError(
-            f"{LADDER_NAME}: has {len(variants)} variants, and 1 to {LIMITS.ladder_variants} are "
-            "read; rebuild it"
-        )
+def names_problem(names: Sequence[str]) -> str | None:
+    """Words about why variants may not have these names, or be so many; None where they may."""
+    if not 0 < len(names) <= LIMITS.ladder_variants:
+        return f"{len(names)} variants, and 1 to {LIMITS.ladder_variants} are read"
     # Some file systems do not tell cases apart.
     seen = {LADDER_NAME, PROFILE_NAME, MANIFEST_NAME, REPORT_NAME}
-    cost = 0
-    for variant in variants:
-        name, where = variant.name, f"{LADDER_NAME}: variant {variant.name!r:.60}"
+    for name in names:
         plain = len(name) <= LIMITS.path_chars and _NAME.fullmatch(name) and name.strip(".")
         # Beside a bundle lie its engines, in a folder of its name and this ending.
         if not plain or name.lower().endswith(".engines"):
-            raise BundleError(f"{where}: is no name of a folder in the ladder; rebuild it")
+            return f"variant {name!r:.60}: is no name of a folder in the ladder"
         if name.lower() in seen:
-            raise BundleError(f"{where}: stands twice, or for a file of the ladder; rebuild it")
+            return f"variant {name!r:.60}: stands twice, or for a file of the ladder"
         seen.add(name.lower())
+    return None
+
+
+def _check_variants(variants: Sequence[LadderVariant]) -> None:
+    if words := names_problem([one.name for one in variants]):
+        raise BundleError(f"{LADDER_NAME}: {words}; rebuild it")
+    cost = 0
+    for variant in variants:
+        where = f"{LADDER_NAME}: variant {variant.name!r:.60}"
         if min(variant.parameters, variant.size_bytes) < 0 or variant.macs < cost:
             raise BundleError(
                 f"{where}: {variant.macs} MACs after {cost}, or a count below 0: variants stand "

@@ -118,6 +118,8 @@ def take_anew(
     1903.05134, section 3.4).
     """
     chosen = frozenset(names)
+    # A layer may be called several times a batch: each counts, as in PyTorch.
+    seen = dict.fromkeys(chosen, 0)
     count = 0
 
     def track(owner: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +131,9 @@ def take_anew(
                 f"BatchNorm {owner} gets one value per channel of a batch, which has no variance; "
                 "give data.calibration more samples"
             )
-        # At the first batch this is 1: what was there before is gone.
-        return {**given, "training": True, "momentum": 1 / count}
+        seen[owner] += 1
+        # At the first call this is 1: what was there before is gone.
+        return {**given, "training": True, "momentum": 1 / seen[owner]}
 
     with _Watch(network, track), torch.no_grad():
         for run in batches:
@@ -139,7 +142,7 @@ def take_anew(
     for name in chosen:
         layer = network.get_submodule(name)
         if getattr(layer, "num_batches_tracked", None) is not None:
-            layer.num_batches_tracked.fill_(count)
+            layer.num_batches_tracked.fill_(seen[name])
         if not all(bool(one.isfinite().all()) for one in layer.buffers(recurse=False)):
             raise ModelError(
                 f"BatchNorm {name} gets NaN or infinite features of the calibration split; look at "

@@ -100,6 +100,7 @@ class Ladder:
         self._sizes = self._sizes_of(self.profile)
         self._changed = threading.Condition()  # Guards all that follows; told when a call ends.
         self._loading = threading.RLock()  # One at a time: each sees the memory that is left.
+        self._short = False  # Whether a call waits for others to end, to have its memory.
         self._held: OrderedDict[str, _Held] = OrderedDict()  # The one just used stands last.
         self._attached: list[Callable[[Chain], object]] = []
         self.moves = 0
@@ -274,7 +275,7 @@ class Ladder:
         """
         policy, state, _ = self._now
         if deadline_ms is not None:
-            self.check_deadline()
+            _check_deadline(policy)
         if isinstance(policy, Cascade):
             return self._cascade(policy, sample, timings)
         name = self.names[state.place]
@@ -291,11 +292,7 @@ class Ladder:
 
     def check_deadline(self) -> None:
         """Raises InputError where the policy does not go with deadlines, see `one`."""
-        if isinstance(self.policy, Cascade | Load):
-            raise InputError(
-                "a deadline would cut short what this policy goes by: set another policy, or call "
-                "a variant's chain"
-            )
+        _check_deadline(self.policy)
 
     def many(self, samples: Sample, *, timings: bool = False) -> list[Prediction]:
         """Classify a batch of tensors, as `Chain.many`; for variants that take the same inputs.
@@ -447,6 +444,8 @@ class Ladder:
     def _take(self, name: str) -> Chain:
         """The variant's chain, to be released: until then it is not let go."""
         with self._changed:
+            # Who waits for room would wait without end if others kept taking what is loaded.
+            self._changed.wait_for(lambda: not self._short)
             if name in self._held:
                 return self._use(name)
         with self._loading:
@@ -497,12 +496,17 @@ class Ladder:
                 f"{name} takes {needed / 1e6:.3g} MB, and memory_bytes allows {budget / 1e6:.3g} "
                 "MB: allow more, or choose a narrower variant"
             )
-        while self._held and self._is_short(needed):
-            idle = [one for one, held in self._held.items() if not held.calls]
-            if idle:
-                self._let_go(idle[0])
-            else:
-                self._changed.wait()
+        try:
+            while self._held and self._is_short(needed):
+                idle = [one for one, held in self._held.items() if not held.calls]
+                if idle:
+                    self._let_go(idle[0])
+                else:
+                    self._short = True
+                    self._changed.wait()
+        finally:
+            self._short = False
+            self._changed.notify_all()
 
     def _is_short(self, needed_bytes: int) -> bool:
         if self._memory_bytes is not None:
@@ -515,6 +519,14 @@ class Ladder:
         """Drop a chain that no call is in. For those who hold the lock."""
         _close_watchers(self._held.pop(name).chain)
         memory.give_back()  # What comes next asks the system how much is free.
+
+
+def _check_deadline(policy: LadderPolicy) -> None:
+    if isinstance(policy, Cascade | Load):
+        raise InputError(
+            "a deadline would cut short what this policy goes by: set another policy, or call "
+            "a variant's chain"
+        )
 
 
 def _close_watchers(chain: Chain) -> None:

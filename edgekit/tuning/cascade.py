@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgekit.bundle.ladder import TunedCascade
 from edgekit.bundle.manifest import Policy
 from edgekit.errors import RecipeError
-from edgekit.recipe import Goal
+from edgekit.recipe import Goal, cascade_problem
 from edgekit.tuning.goal import Costs, choose, least_correct
 from edgekit.tuning.seen import Seen
 
@@ -58,6 +58,8 @@ def fit_cascade(
     is lost counts from the widest variant. Raises CheckError where no thresholds meet the goal,
     RecipeError where it counts what nobody knows here or names other variants.
     """
+    if words := cascade_problem(goal):
+        raise RecipeError(f"variants.tune: {words}")
     if not seen.told:
         raise RecipeError("variants.tune: the exits give no class scores for a cascade to go by")
     if goal.needs_labels and seen.labels is None:

@@ -164,3 +164,22 @@ def test_two_widths_that_read_one_layer_share_it_unless_their_features_are_the_s
     model.own[1].running_mean.fill_(2.0)
     other = statistics_read(model, lambda: model(2 * images(4)))
     assert shared_statistics(one, other) == ["sliced"]
+
+
+def test_a_layer_called_twice_a_batch_takes_the_mean_over_both_as_pytorch_does():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4, momentum=None)
+
+        def forward(self, x):
+            return self.norm(x) + self.norm(3 * x + 1)
+
+    ours, theirs = Twice().eval(), Twice().train()
+    batches = images().split(16)
+    with torch.no_grad():
+        for batch in batches:
+            theirs(batch)
+    take_anew(ours, ["norm"], [lambda batch=batch: ours(batch) for batch in batches])
+    for name, value in theirs.named_buffers():
+        torch.testing.assert_close(dict(ours.named_buffers())[name], value, rtol=1e-5, atol=1e-5)

@@ -409,6 +409,37 @@ def test_one_in_use_is_never_let_go(
     assert ladder.loaded == (NARROW,)
 
 
+def test_who_waits_for_memory_is_not_passed_by_those_that_come_later(
+    built_ladder: Path, samples: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that keep calling the variant that is loaded would keep it in use without end."""
+    sizes = [2 * one.size_bytes for one in read_ladder(built_ladder).variants]
+    ladder = Ladder.load(built_ladder, memory_bytes=sum(sizes) - 1)
+    chain = ladder.chain(WIDE)
+    inside, go_on = threading.Event(), threading.Event()
+    one = chain.one
+
+    def held(*args: Any, **named: Any) -> Any:
+        inside.set()
+        assert go_on.wait(30)
+        return one(*args, **named)
+
+    monkeypatch.setattr(chain, "one", held)
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(ladder.one, samples[0])
+        assert inside.wait(30)
+        second = threads.submit(ladder.chain, NARROW)
+        with pytest.raises(TimeoutError):
+            second.result(0.2)
+        third = threads.submit(ladder.chain, WIDE)
+        with pytest.raises(TimeoutError):
+            third.result(0.2)
+        go_on.set()
+        assert first.result(30).variant == WIDE
+        assert second.result(30) is not None
+        assert third.result(30) is not chain  # It was let go in between.
+
+
 def test_a_loaded_variant_answers_while_another_is_being_loaded(
     built_ladder: Path, samples: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,19 @@ def test_a_goal_that_nothing_meets_is_refused_by_its_place():
         fit_cascade(goal, NAMES, seen, np.ones((3, 50)), "MACs")
 
 
+@pytest.mark.parametrize(
+    "goal",
+    [
+        {"certificate": {"risk": 0.05}},
+        {"max_latency_ms": 5},
+        {"max_accuracy_drop": 0.1, "energy_mj": {"a": 1, "b": 2, "c": 3}},
+    ],
+)
+def test_what_is_for_exits_alone_is_refused(goal):
+    with pytest.raises(RecipeError, match="for the exits of a chain"):
+        fit_cascade(Goal(**goal), NAMES, drawn(7, 50), np.ones((3, 50)), "MACs")
+
+
 def test_variants_that_saw_other_samples_make_no_cascade():
     policy = Policy("max_prob", ())
     one, other = drawn(4, 20, 1), drawn(5, 20, 1)
