@@ -369,6 +369,7 @@ def parse_ladder(raw: bytes) -> LadderDocument:
         words = Cascade(tuned.thresholds).problem(names)
         shares = (tuned.accuracy, *tuned.rates)
         sound = tuned.samples > 0 and all(0 <= one <= 1 for one in shares)
+        sound = sound and tuned.mean_cost >= 0 and tuned.widest_cost > 0
         if words or not sound or len(tuned.rates) != len(names):
             words = words or f"{tuned.samples} samples, and the shares {shares}"
             raise BundleError(f"{LADDER_NAME}: cascade: {words}; rebuild it")

@@ -927,8 +927,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
             )
     elif origin is dict and isinstance(value, dict):
         return {key: decode(arguments[1], part, f"{where}.{key}") for key, part in value.items()}
-    elif kind is float and type(value) in {int, float} and abs(value) < _HUGE:
-        return float(value)
-    elif kind in {int, str, bool} and type(value) is kind:
+    elif kind in {int, float} and type(value) in {int, kind} and abs(value) < _HUGE:
+        return kind(value)
+    elif kind in {str, bool} and type(value) is kind:
         return value
     raise BundleError(f"{where}: {value!r:.60} is not what belongs there; rebuild it")

@@ -164,6 +164,8 @@ def _ladder(terminal: Terminal, path: Path) -> dict[str, Any]:
         terminal.line(
             f"  measured  on {profile.device.get('cpu')}, {profile.engine_version}, {threads}"
         )
+        if profile.doubts:
+            terminal.line(f"  note      {profile.doubts}")
     else:
         terminal.line(f"  measured  {odd or f'not yet; edgekit bench {path} --profile does'}")
     terminal.line()
@@ -185,6 +187,7 @@ def _ladder(terminal: Terminal, path: Path) -> dict[str, Any]:
             "engine": profile.engine,
             "engine_version": profile.engine_version,
             "threads": profile.threads,
+            "reasons": list(profile.reasons),
         },
         "variants": [
             {**one, "measured": dataclasses.asdict(measured[one["name"]]) if measured else None}

@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from edgekit.bundle.ladder import is_ladder, policy_document, read_ladder, read_variant
+from edgekit.bundle.ladder import (
+    LatencyBudget,
+    Load,
+    is_ladder,
+    policy_document,
+    read_ladder,
+    read_variant,
+)
 from edgekit.bundle.reader import Bundle
 from edgekit.cli.engine import (
     EngineOption,
@@ -184,6 +191,9 @@ def _ladder(
     ladder = Ladder.load(path, policy=chosen, engine=engine, threads=threads)
     if ladder.shortfall is not None:
         print_error(ladder.shortfall)
+    doubts = None if ladder.profile is None else ladder.profile.doubts
+    if doubts is not None and isinstance(ladder.policy, LatencyBudget | Load):
+        print_error(doubts)
     return ladder
 
 

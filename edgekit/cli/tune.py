@@ -163,13 +163,16 @@ def _tune_ladder(
     check_output(place)
     if profile is None and (beside := ladder / PROFILE_NAME).is_file():
         profile = beside
+    known = None if profile is None else read_profile(profile)
+    if goal and known is not None and known.doubts is not None:
+        terminal.line(f"Note: {known.doubts}")
     changed = retune_ladder(
         ladder,
         document,
         place,
         goal=parse(Goal, goal, "variants.tune") if goal else None,
         policy=policy,
-        profile=None if profile is None else read_profile(profile),
+        profile=known,
         dry_run=dry_run,
     )
     if goal and changed.cascade is not None:

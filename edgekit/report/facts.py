@@ -310,6 +310,8 @@ class LadderFacts:
         elif self.profile is not None:
             device, engine = self.profile.device, self.profile.engine_version
             how = "for the ladder's profile"
+            if self.profile.reasons:
+                how += f" (doubtful: {'; '.join(self.profile.reasons)})"
         else:
             return self.odd or "Nothing was measured of it, so nobody knows how fast it is."
         other = other_than_target(self.manifest.target, device)

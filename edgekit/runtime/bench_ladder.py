@@ -191,6 +191,7 @@ def bench_ladder(
             )
             for one in document.variants
         },
+        reasons,
     )
     return report, profile
 

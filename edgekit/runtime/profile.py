@@ -57,7 +57,8 @@ class Profile:
     """The whole of `profile.json`.
 
     `device` is the machine as `edgekit.runtime.device.describe` has it, `engine` what ran the
-    segments (`onnxruntime`), `engine_version` its kind and version, `variants` by name.
+    segments (`onnxruntime`), `engine_version` its kind and version, `variants` by name. `reasons`
+    say why the bench that measured it called its own figures unreliable, if it did.
     """
 
     format_version: int
@@ -66,6 +67,17 @@ class Profile:
     engine_version: str
     threads: int
     variants: dict[str, Measured]
+    reasons: tuple[str, ...]
+
+    @property
+    def doubts(self) -> str | None:
+        """Words about why the times are not to be relied on; None where nothing spoke against."""
+        if not self.reasons:
+            return None
+        return (
+            f"the ladder's profile is doubtful: {'; '.join(self.reasons)}: measure it again on a "
+            "quiet board with edgekit bench LADDER --profile"
+        )
 
     def problem(self, variants: Sequence[LadderVariant], engine: str, threads: int) -> str | None:
         """Words about why it does not hold for these variants here; None where it does."""
@@ -127,6 +139,8 @@ def parse_profile(raw: bytes, name: str) -> Profile:
     if (version := document.get("format_version")) != FORMAT_VERSION:
         raise BundleError(f"{name}: format version {version!r}, and {FORMAT_VERSION} is read; redo")
     profile: Profile = decode(Profile, document, name)
+    if not all(isinstance(profile.device.get(one), str) for one in ("cpu", "machine")):
+        raise BundleError(f"{name}: does not say which device it is of; redo")
     for variant, one in profile.variants.items():
         times = dataclasses.astuple(one.latency_ms)
         if min(times) <= 0 or (one.resident_bytes or 0) < 0:
@@ -137,9 +151,14 @@ def parse_profile(raw: bytes, name: str) -> Profile:
 
 
 def seal_profile(
-    engine: str, engine_version: str, threads: int, variants: dict[str, Measured]
+    engine: str,
+    engine_version: str,
+    threads: int,
+    variants: dict[str, Measured],
+    reasons: Sequence[str] = (),
 ) -> bytes:
     """The bytes of `profile.json` with what was measured on this device."""
-    profile = Profile(FORMAT_VERSION, describe(), engine, engine_version, threads, variants)
+    found = (describe(), engine, engine_version, threads, variants, tuple(reasons))
+    profile = Profile(FORMAT_VERSION, *found)
     # Through JSON, so that what is sealed is what is read.
     return seal(json.loads(json.dumps(dataclasses.asdict(profile))))

@@ -274,6 +274,8 @@ def test_a_cascade_that_nobody_tuned_is_refused() -> None:
         cascade_of([0.9, 0.8], samples=0),
         cascade_of([0.9, 0.8], accuracy=2),
         cascade_of([0.9, 0.8], rates=[0.5, 0.5]),
+        cascade_of([0.9, 0.8], widest_cost=0.0),
+        cascade_of([0.9, 0.8], samples=10**400),
     ],
 )
 def test_an_impossible_tuning_is_refused(tuned: dict[str, Any]) -> None:

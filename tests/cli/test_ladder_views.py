@@ -57,6 +57,15 @@ def test_bench_keeps_a_profile_that_inspect_then_shows(cli, tiny_ladder):
         assert f"{mean_ms:.3f}" in ended.err
     assert shown["answers"] == WIDE
     assert shown["profile"]["engine"] == "onnxruntime"
+    # Of few samples in one round: who goes by the profile hears what the bench thought of it.
+    assert "too few" in " ".join(shown["profile"]["reasons"])
+    assert "the ladder's profile is doubtful: " in ended.err
+    policy = '{"kind": "latency_budget", "budget_ms": 1000}'
+    picture = min((tiny_ladder / WIDE / "golden").glob("*.png"))
+    assert "is doubtful: " in cli("run", tiny_ladder, picture, "--policy", policy).err
+    assert "is doubtful: " not in cli("run", tiny_ladder, picture).err
+    goal = "variants.tune.max_accuracy_drop=1.0"
+    assert "is doubtful: " in cli("tune", tiny_ladder, "--set", goal, "--dry-run").out
 
 
 def test_a_bench_that_is_broken_off_leaves_the_old_profile(cli, tiny_ladder, monkeypatch):

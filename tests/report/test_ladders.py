@@ -47,7 +47,7 @@ def four(facts):
         name: Measured(narrow.bundle_id, Latency(ms, ms, ms * 1.5), 3_000_000)
         for name, ms in times.items()
     }
-    profile = Profile(1, device, "onnxruntime", "onnxruntime 1.32.0", 1, measured)
+    profile = Profile(1, device, "onnxruntime", "onnxruntime 1.32.0", 1, measured, ())
     document = dataclasses.replace(
         facts.document,
         variants=variants,

@@ -50,6 +50,19 @@ def test_what_was_measured_comes_back(tmp_path: Path) -> None:
     assert found.problem(VARIANTS, "litert", 4) is None
 
 
+def test_why_a_profile_is_doubtful_travels_with_it() -> None:
+    raw = seal_profile("litert", "ai-edge-litert 2.3", 4, MEASURED, ["the board was throttled"])
+    found = parse_profile(raw, "profile.json")
+    assert found.reasons == ("the board was throttled",)
+    assert "the board was throttled: measure it again" in (found.doubts or "")
+    assert profile_of().doubts is None
+
+
+def test_a_profile_of_no_device_is_refused() -> None:
+    with pytest.raises(BundleError, match="does not say which device"):
+        parse_profile(changed(device={"cpu": "Cortex-A72"}), "profile.json")
+
+
 def test_a_profile_of_something_else_says_so() -> None:
     profile = profile_of()
     assert profile.problem(VARIANTS, "onnxruntime", 2) is None
