@@ -47,7 +47,11 @@ def own_statistics(
     its own and the recipe does not say what to do.
     """
     sample = to_numpy(network.sample)
-    layers = statistics_read(network.module, lambda: eager_logits(network.module, sample))
+    layers = statistics_read(
+        network.module,
+        lambda: eager_logits(network.module, sample),
+        all_known=how is None or how.when != "never",
+    )
     lacking = {name: why for name, one in layers.items() if (why := _lacks(one))}
     if how is None and lacking:
         raise ModelError(f"{_named(lacking)}; {_REMEDY}")
@@ -82,11 +86,25 @@ _REMEDY = (
 )
 
 
-def statistics_read(network: nn.Module, run: Callable[[], object]) -> dict[str, Layer]:
-    """The layers whose BatchNorm statistics `run`, a call of the network, reads, by name."""
+def statistics_read(
+    network: nn.Module, run: Callable[[], object], *, all_known: bool = False
+) -> dict[str, Layer]:
+    """The layers whose BatchNorm statistics `run`, a call of the network, reads, by name.
+
+    With `all_known`, raises ModelError where some lie in no buffer of the network's: a copy, such
+    as channels picked by an index, does not tell whose they are.
+    """
     found: dict[str, Layer] = {}
 
-    def note(owner: str, given: dict[str, Any]) -> dict[str, Any]:
+    def note(owner: str | None, given: dict[str, Any]) -> dict[str, Any]:
+        if owner is None:
+            if all_known:
+                raise ModelError(
+                    f"BatchNorm takes {len(given['running_mean'])} statistics that are computed, "
+                    "or lie in no buffer, so whose they are is not to be seen; read a slice of a "
+                    "layer's, or say recalibrate: {when: never} to take them as they are"
+                )
+            return given
         layer, mean, x = network.get_submodule(owner), given["running_mean"], given["input"]
         tracked = getattr(layer, "num_batches_tracked", None)
         content = torch.cat([mean, given["running_var"]]).numpy().tobytes()
@@ -122,8 +140,8 @@ def take_anew(
     seen = dict.fromkeys(chosen, 0)
     count = 0
 
-    def track(owner: str, given: dict[str, Any]) -> dict[str, Any]:
-        if owner not in chosen:
+    def track(owner: str | None, given: dict[str, Any]) -> dict[str, Any]:
+        if owner is None or owner not in chosen:
             return given
         x = given["input"]
         if x.numel() == x.shape[1]:
@@ -192,11 +210,11 @@ class _Watch(TorchFunctionMode):
     """Inside, sees every BatchNorm, however it is written, and whose statistics it takes.
 
     `on_read(owner, arguments)` returns the arguments to go on with; they go by the names that
-    `torch.nn.functional.batch_norm` has for them.
+    `torch.nn.functional.batch_norm` has for them. The owner is None where no buffer holds them.
     """
 
     def __init__(
-        self, network: nn.Module, on_read: Callable[[str, dict[str, Any]], dict[str, Any]]
+        self, network: nn.Module, on_read: Callable[[str | None, dict[str, Any]], dict[str, Any]]
     ) -> None:
         super().__init__()
         self._on_read = on_read
@@ -219,8 +237,9 @@ class _Watch(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
         mean = given.get("running_mean")
-        owner = None if mean is None else self._owners.get(_storage(mean))
-        return func(**given) if owner is None else func(**self._on_read(owner, given))
+        if mean is None:
+            return func(**given)  # Of the batch itself.
+        return func(**self._on_read(self._owners.get(_storage(mean)), given))
 
 
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {

@@ -183,3 +183,17 @@ def test_a_layer_called_twice_a_batch_takes_the_mean_over_both_as_pytorch_does()
     take_anew(ours, ["norm"], [lambda batch=batch: ours(batch) for batch in batches])
     for name, value in theirs.named_buffers():
         torch.testing.assert_close(dict(ours.named_buffers())[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_picked_by_an_index_are_refused_for_whose_they_are_is_not_to_be_seen():
+    class Picked(Net):
+        def forward(self, x):
+            norm, some = self.sliced, torch.tensor([5, 0, 3, 1])
+            x = nn.functional.batch_norm(x, norm.running_mean[some], norm.running_var[some])
+            return [self.head(x.mean((2, 3)))]
+
+    picked = network(trained(Picked()))
+    for how in (None, Recalibrate(when="missing"), Recalibrate(when="always")):
+        with pytest.raises(ModelError, match="takes 4 statistics that are computed"):
+            own_statistics(how, picked, splits(), INPUTS)
+    assert own_statistics(Recalibrate(when="never"), picked, splits(), INPUTS) == {"layers": {}}
