@@ -34,7 +34,7 @@ from edgekit.cache import Cache
 from edgekit.errors import EdgekitError, ModelError, RecipeError
 from edgekit.plan import Built, Plan, lies_there, restore
 from edgekit.recipe import Goal, Recipe, check_files
-from edgekit.runtime.profile import Profile
+from edgekit.runtime.profile import Profile, read_profile
 from edgekit.target import Target
 from edgekit.tuning.cascade import fit_cascade, seen_of_variants
 from edgekit.tuning.seen import Seen
@@ -157,8 +157,20 @@ def build_ladder(
         write_files(folder, {LADDER_NAME: seal_ladder(document)})
         # What the device would refuse is not written.
         parse_ladder((folder / LADDER_NAME).read_bytes())
+        _keep_profile(output, folder, built)
     moved = {name: Built(output / name, one.manifest, one.evidence) for name, one in built.items()}
     return BuiltLadder(output, document, moved)
+
+
+def _keep_profile(output: Path, folder: Path, built: Mapping[str, Built]) -> None:
+    """Take along what was measured of the very same bundles: another policy makes none anew."""
+    try:
+        profile = read_profile(output / PROFILE_NAME)
+    except EdgekitError:
+        return  # There is none, or none that anybody could use.
+    known = {name: one.bundle_id for name, one in profile.variants.items()}
+    if known == {name: one.manifest.bundle_id for name, one in built.items()}:
+        shutil.copyfile(output / PROFILE_NAME, folder / PROFILE_NAME)
 
 
 def _lies_there(plan: LadderPlan, output: Path) -> BuiltLadder | None:

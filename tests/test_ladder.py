@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgekit import pipeline
-from edgekit.bundle.ladder import read_ladder, read_variant
+from edgekit.bundle.ladder import PROFILE_NAME, read_ladder, read_variant
 from edgekit.bundle.manifest import LADDER_NAME
 from edgekit.bundle.reader import read_bundle
 from edgekit.cache import Cache, default_folder
@@ -21,6 +21,7 @@ from edgekit.models.load import load_model, user_code
 from edgekit.plan import STAGES, Plan
 from edgekit.recipe import load_recipe
 from edgekit.runtime import Chain
+from edgekit.runtime.profile import Latency, Measured, read_profile, seal_profile
 from edgekit.runtime.verify import verify_golden
 from edgekit.target import load_target
 from tests.conftest import once
@@ -140,12 +141,21 @@ def test_a_second_build_does_nothing_and_a_lost_ladder_is_restored_to_the_byte(
     again = build_ladder(planned(recipe, cache), output)
     assert not again.written
     assert again.document == first.document
-    # Of another ladder of the same bundles only the document is another.
+    # Of another ladder of the same bundles only the document is another, and its times hold.
+    took = {
+        one: Measured(x.manifest.bundle_id, Latency(1, 1, 1), 1)
+        for one, x in first.variants.items()
+    }
+    (output / PROFILE_NAME).write_bytes(seal_profile("onnxruntime", "onnxruntime 1", 1, took))
     policy = {"kind": "cascade", "agree": True}
     other = build_ladder(planned(recipe, cache, variants__policy=policy), output)
     assert other.written
     assert other.document["variants"] == first.document["variants"]
     assert read_ladder(output).policy.agree
+    assert read_profile(output / PROFILE_NAME).variants == took
+    # Those of other bundles are not taken along.
+    build_ladder(planned(recipe, cache, only=("w1.0",)), output)
+    assert not (output / PROFILE_NAME).exists()
 
 
 def test_a_change_of_one_variant_leaves_the_others_as_they_were(recipe, cache):

@@ -71,9 +71,7 @@ def tune(
     if of_target:
         raise InputError(f"--set target.{next(iter(of_target))}: the target is built in")
     recipe = recipe_of(found, of_recipe)
-    place = output or bundle.resolve().with_name(f"{bundle.resolve().name}-tuned")
-    refuse_inside_a_bundle(place)
-    check_output(place)
+    place = _place(bundle, output)
     progress = StageProgress(terminal)
     if profile is None:
         with progress.live("measuring") as step:
@@ -120,6 +118,20 @@ def tune(
     terminal.json({"path": str(place), "bundle_id": built.manifest.bundle_id, **notes})
 
 
+def _place(of: Path, output: Path | None) -> Path:
+    """Where what is tuned goes, which may hold nothing else."""
+    place = output or of.resolve().with_name(f"{of.resolve().name}-tuned")
+    refuse_inside_a_bundle(place)
+    if is_ladder(place.absolute().parent):
+        # The ladder is of another bundle, and its next build would remove this one.
+        raise InputError(
+            f"{place}: lies in a ladder; give another --output, or tune the ladder's cascade: "
+            f"edgekit tune {place.parent}"
+        )
+    check_output(place)
+    return place
+
+
 def _tune_ladder(
     terminal: Terminal,
     ladder: Path,
@@ -158,9 +170,7 @@ def _tune_ladder(
                 f'\'{{"kind": "fixed", "variant": "{document.names[-1]}"}}\''
             )
         goal = document.cascade.goal
-    place = output or ladder.resolve().with_name(f"{ladder.resolve().name}-tuned")
-    refuse_inside_a_bundle(place)
-    check_output(place)
+    place = _place(ladder, output)
     if profile is None and (beside := ladder / PROFILE_NAME).is_file():
         profile = beside
     known = None if profile is None else read_profile(profile)

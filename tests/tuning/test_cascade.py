@@ -182,3 +182,12 @@ def test_the_command_tunes_a_ladder_to_a_devices_times(
     stale = cli("tune", ladder, *goal, "--dry-run")
     assert stale.code == 1
     assert "--profile measures these" in stale.err
+
+
+def test_a_variant_is_not_tuned_into_its_ladder(
+    tiny_ladder: Path, cli: Callable[..., Ended]
+) -> None:
+    goal = "--set", "policy.tune.max_accuracy_drop=1.0"
+    ended = cli("tune", tiny_ladder / NARROW, *goal, "--dry-run")
+    assert ended.code == 1
+    assert "lies in a ladder; give another --output" in ended.err
