@@ -1006,6 +1006,7 @@ def _find(path: str) -> Path:
     shipped_recipes = shipped("recipes")
     for candidate in (
         Path(path),
+        Path(path) / "recipe.yaml",
         shipped_recipes.parent / path,
         shipped_recipes / path / "recipe.yaml",
     ):

@@ -65,6 +65,7 @@ def test_a_relative_path_gives_an_absolute_folder(
 ) -> None:
     monkeypatch.chdir(tiny_recipe.parent)
     assert load_recipe("recipe.yaml").folder == tiny_recipe.parent
+    assert load_recipe(str(tiny_recipe.parent)).folder == tiny_recipe.parent
 
 
 @pytest.mark.parametrize("path", ["no/such/recipe.yaml", "digit", ""])

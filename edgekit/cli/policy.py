@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekit.bundle.ladder import LadderDocument, LadderPolicy, parse_ladder_policy
+from edgekit.bundle.ladder import POLICIES, LadderDocument, LadderPolicy, parse_ladder_policy
 from edgekit.bundle.manifest import Manifest, Policy, parse_policy
 from edgekit.errors import BundleError, InputError
 from edgekit.runtime.criteria import unknown
@@ -70,6 +70,11 @@ def other_ladder_policy(text: str, document: LadderDocument) -> LadderPolicy:
     Raises InputError where the file cannot be read, or where what it says is no policy for the
     ladder's variants.
     """
+    if text in POLICIES and not Path(text).exists():
+        fields = dataclasses.fields(POLICIES[text])
+        needed = [f'"{one.name}": ...' for one in fields if one.default is dataclasses.MISSING]
+        example = ", ".join([f'"kind": "{text}"', *needed])
+        raise InputError(f"--policy {text}: give it as JSON, '{{{example}}}'")
     try:
         return parse_ladder_policy(_read(text), document.names, "--policy")
     except BundleError as error:

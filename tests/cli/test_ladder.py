@@ -164,3 +164,9 @@ def test_a_ladder_of_a_variant_that_is_no_folder_is_refused(cli, tiny_ladder, pi
     variants[0]["name"] = "../w0.5"
     rewrite(tiny_ladder, variants=variants)
     assert_refused(cli("run", tiny_ladder, *pictures), 3, "no name of a folder in the ladder")
+
+
+def test_a_policys_name_alone_shows_how_to_give_it(cli, built_ladder):
+    ended = cli("run", built_ladder, "none.png", "--policy", "load")
+    assert ended.code == 1
+    assert """--policy load: give it as JSON, '{"kind": "load", "target_ms": ...}'""" in ended.err
