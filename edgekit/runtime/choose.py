@@ -6,6 +6,7 @@ A place is a variant's index on the ladder, 0 for the narrowest. Nothing here lo
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 from edgekit.bundle.ladder import Cascade, Load
@@ -97,12 +98,14 @@ def paying(p95_ms: Sequence[float]) -> list[int]:
 class LoadState(NamedTuple):
     """The place in use, and for how many windows in a row a wider one was expected to fit.
 
-    `wider` is the narrowest of those that were, meaningless while `calm` is 0.
+    `wider` is the narrowest of those that were, meaningless while `calm` is 0. `doubt` is whether
+    the last window was over the target, though most of its samples were not.
     """
 
     place: int
     calm: int = 0
     wider: int = 0
+    doubt: bool = False
 
 
 def load_start(policy: Load, p95_ms: Sequence[float]) -> LoadState:
@@ -129,9 +132,12 @@ def follow_load(
     `p95_ms` are the variants' 95th percentiles from the profile, of which only the ratios count: a
     variant is expected to take its own times what the one in use takes now over what the profile
     says of it. Where the window's 95th percentile is over the target, the widest that is expected
-    to fit is gone to at once, the narrowest where none is. A wider one is gone to when `calm`
-    windows in a row expected it to leave the share `margin` of the target free, and then the
-    narrowest that any of them did. Variants that a wider one is as fast as are passed over.
+    to fit is gone to, the narrowest where none is: at once if most samples were over it, for then
+    the load has risen, and else if the window before was over it, too: where 3 % of all samples are
+    hiccups, one window in 25 has more than a twentieth of them by chance. A wider one is gone to
+    when `calm` windows in a row expected it to leave the share `margin` of the target free, and
+    then the narrowest that any of them did. Variants that a wider one is as fast as are passed
+    over.
     """
     places = paying(p95_ms)
     here = max(bisect_right(places, state.place) - 1, 0)
@@ -140,6 +146,8 @@ def follow_load(
     # Of a window that ended early the least it can be: a hiccup in it leads to nothing too narrow.
     seen_ms = p95(latencies_ms, policy.window)
     wanted = places[adapt.follow(settings, adapt.State(here), seen_ms, policy.target_ms).place]
+    if wanted < state.place and not state.doubt and median(latencies_ms) <= policy.target_ms:
+        return LoadState(state.place, doubt=True)
     if wanted <= state.place:
         return LoadState(wanted)
     wider = min(wanted, state.wider) if state.calm else wanted
