@@ -99,7 +99,7 @@ class LoadState(NamedTuple):
     """The place in use, and for how many windows in a row a wider one was expected to fit.
 
     `wider` is the narrowest of those that were, meaningless while `calm` is 0. `doubt` is whether
-    the last window was over the target, though most of its samples were not.
+    the last window was over the target, though most of its last samples were not.
     """
 
     place: int
@@ -132,12 +132,12 @@ def follow_load(
     `p95_ms` are the variants' 95th percentiles from the profile, of which only the ratios count: a
     variant is expected to take its own times what the one in use takes now over what the profile
     says of it. Where the window's 95th percentile is over the target, the widest that is expected
-    to fit is gone to, the narrowest where none is: at once if most samples were over it, for then
-    the load has risen, and else if the window before was over it, too: where 3 % of all samples are
-    hiccups, one window in 25 has more than a twentieth of them by chance. A wider one is gone to
-    when `calm` windows in a row expected it to leave the share `margin` of the target free, and
-    then the narrowest that any of them did. Variants that a wider one is as fast as are passed
-    over.
+    to fit is gone to, the narrowest where none is: at once if most of its last samples were over
+    the target, as many as end a window, for then the load has risen; else if the window before was
+    over it, too, for of a load with 3 % hiccups one window in 25 has more than a twentieth of them
+    by chance. A wider one is gone to when `calm` windows in a row expected it to leave the share
+    `margin` of the target free, and then the narrowest that any of them did. Variants that a wider
+    one is as fast as are passed over.
     """
     places = paying(p95_ms)
     here = max(bisect_right(places, state.place) - 1, 0)
@@ -146,7 +146,8 @@ def follow_load(
     # Of a window that ended early the least it can be: a hiccup in it leads to nothing too narrow.
     seen_ms = p95(latencies_ms, policy.window)
     wanted = places[adapt.follow(settings, adapt.State(here), seen_ms, policy.target_ms).place]
-    if wanted < state.place and not state.doubt and median(latencies_ms) <= policy.target_ms:
+    last_ms = latencies_ms[_rank(policy.window) - policy.window - 1 :]
+    if wanted < state.place and not state.doubt and median(last_ms) <= policy.target_ms:
         return LoadState(state.place, doubt=True)
     if wanted <= state.place:
         return LoadState(wanted)

@@ -135,6 +135,8 @@ def test_one_window_over_the_target_is_enough_to_go_as_narrow_as_it_takes() -> N
     policy = Load(6.0, window=20)
     assert follow_load(policy, P95_MS, LoadState(3), [11.0] * 20) == LoadState(1)
     assert follow_load(policy, P95_MS, LoadState(3), [600.0] * 20) == LoadState(0)
+    # The load rose amid the window.
+    assert follow_load(policy, P95_MS, LoadState(3), [5.0] * 16 + [11.0] * 2) == LoadState(1)
     # It is not full yet, and of what is known nothing more is certain.
     known = [5.0, 11.0, 600.0]
     assert follow_load(policy, P95_MS, LoadState(3), known) == LoadState(1)
@@ -145,7 +147,7 @@ def test_one_window_over_the_target_is_enough_to_go_as_narrow_as_it_takes() -> N
 def test_where_only_some_samples_are_slow_two_windows_in_a_row_lead_to_a_narrower_one() -> None:
     policy = Load(6.0, window=20)
     # Two of twenty: more than a twentieth.
-    some, none = [5.0] * 18 + [7.0] * 2, [5.0] * 20
+    some, none = [7.0, *[5.0] * 18, 7.0], [5.0] * 20
     state = follow_load(policy, P95_MS, LoadState(3), some)
     assert state == LoadState(3, doubt=True)
     assert follow_load(policy, P95_MS, state, some) == LoadState(2)
