@@ -12,6 +12,9 @@ class Limits:
     manifest_bytes: int = 16 * 2**20
     """A manifest of a few hundred segments stays under 1 MiB; more is an attack on memory."""
 
+    json_depth: int = 100
+    """Lists and objects within one another: there are a dozen, and Python walks no thousand."""
+
     report_bytes: int = 16 * 2**20
     """A page stays under 1 MB; what is larger, no phone should be given."""
 

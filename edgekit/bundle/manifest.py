@@ -614,8 +614,8 @@ def seal(document: dict[str, Any]) -> bytes:
 def unseal(raw: bytes, name: str) -> dict[str, Any]:
     """The document in `raw`, without its `seal`.
 
-    Raises BundleError where `raw` is no JSON object, is not in canonical form, or does not match
-    its seal: a single changed byte is one of these.
+    Raises BundleError where `raw` is no JSON object, is nested too deep, is not in canonical form,
+    or does not match its seal: a single changed byte is one of these.
     """
     if len(raw) > LIMITS.manifest_bytes:
         raise BundleError(
@@ -623,6 +623,8 @@ def unseal(raw: bytes, name: str) -> dict[str, Any]:
         )
     try:
         document = json.loads(raw)
+        if _depth(document) > LIMITS.json_depth:
+            raise BundleError(f"{name}: nested more than {LIMITS.json_depth} deep; rebuild it")
         sound = (
             isinstance(document, dict)
             and canonical_json(document) == raw
@@ -633,6 +635,15 @@ def unseal(raw: bytes, name: str) -> dict[str, Any]:
     if not sound:
         raise BundleError(f"{name}: was changed after it was written; copy or build it again")
     return typing.cast(dict[str, Any], document)
+
+
+def _depth(document: Any) -> int:
+    """How many lists and objects of a JSON document are within one another."""
+    depth, level = 0, [document]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [x for one in level for x in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def seal_page(page: str) -> bytes:

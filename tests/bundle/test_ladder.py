@@ -145,6 +145,15 @@ def test_a_deep_document_is_refused() -> None:
     refused(b"[" * 100_000)
 
 
+def test_a_deep_goal_is_refused_though_its_seal_holds() -> None:
+    # Python reads it, and would fail later, where the goal is copied.
+    goal: dict[str, Any] = {}
+    for _ in range(900):
+        goal = {"deeper": goal}
+    cascade = {**document_of()["cascade"], "goal": goal}
+    refused(seal_ladder(document_of(cascade=cascade)), f"nested more than {LIMITS.json_depth} deep")
+
+
 def test_a_ladder_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(seal_ladder(document_of()))
     (tmp_path / LADDER_NAME).symlink_to(tmp_path / "other")
