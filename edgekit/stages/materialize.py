@@ -71,7 +71,7 @@ def demand_constant(module: fx.GraphModule) -> None:
 
     In a network that holds several settings such a weight is all of them.
     """
-    made = _weights_only(module.graph)
+    made, constant = _weights_only(module.graph), _constants(module)
     for node in module.graph.nodes:
         at = _WEIGHT_AT.get(node.target)
         if at is not None and (weight := node.args[at]).op != "get_attr" and _sources(weight):
@@ -82,10 +82,15 @@ def demand_constant(module: fx.GraphModule) -> None:
                 "static network"
             )
         if node.target in _SLICES and made.issuperset(node.all_input_nodes[:1]):
+            why = (
+                "how much depends on the input's size; let the setting alone decide"
+                if node not in constant
+                else "what comes of it is larger than the weight, so it is computed each time; "
+                "make it a buffer of the network"
+            )
             raise ModelError(
-                f"{node.name}{place_of(node)} takes a part of a weight, {_source(node)}, and how "
-                "much depends on the input's size; let the setting alone decide, or give set.call "
-                "a function that returns the static network"
+                f"{node.name}{place_of(node)} takes a part of a weight, {_source(node)}, and {why}, "
+                "or give set.call a function that returns the static network"
             )
 
 

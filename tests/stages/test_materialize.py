@@ -134,22 +134,30 @@ def test_a_weight_that_cannot_be_folded_is_named_with_its_line(weight, node):
 class Places(nn.Module):
     """As many places as there are tokens."""
 
-    def __init__(self):
+    def __init__(self, take):
         super().__init__()
         self.places = nn.Parameter(torch.randn(64, 8))
         self.head = nn.Linear(8, 4)
+        self.take = take
 
     def forward(self, x):
-        return [self.head((x + self.places[: x.shape[1]]).mean(1))]
+        return [self.head((x + self.take(self.places, x.shape[1])).mean(1))]
 
 
 def test_a_slice_whose_length_depends_on_the_input_is_named():
     x = torch.randn(2, 16, 8)
     axes = {"input": ((4, 16, 1), 8)}
-    varying = Network(Exits(Places(), ("only",)).eval(), ("only",), x, axes=axes, setting=True)
+    places = Places(lambda table, count: table[:count])
+    varying = Network(Exits(places, ("only",)).eval(), ("only",), x, axes=axes, setting=True)
     with pytest.raises(ModelError, match=r"slice_1 .*takes a part of a weight, places.*size"):
         Export()(varying, lambda text: None)
-    assert exported(Places(), x, exits=1).problems() == []
+    assert exported(places, x, exits=1).problems() == []
+
+
+def test_a_part_that_is_larger_than_its_weight_is_named():
+    places = Places(lambda table, count: table.repeat(2, 1)[:80])
+    with pytest.raises(ModelError, match=r"takes a part of a weight, places.*larger .*a buffer"):
+        exported(places, torch.randn(2, 1, 8), exits=1)
 
 
 def test_without_a_setting_weights_may_depend_on_the_input():
