@@ -89,8 +89,8 @@ def demand_constant(module: fx.GraphModule) -> None:
                 "make it a buffer of the network"
             )
             raise ModelError(
-                f"{node.name}{place_of(node)} takes a part of a weight, {_source(node)}, and {why}, "
-                "or give set.call a function that returns the static network"
+                f"{node.name}{place_of(node)} takes a part of a weight, {_source(node)}, and "
+                f"{why}, or give set.call a function that returns the static network"
             )
 
 
