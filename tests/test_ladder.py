@@ -20,11 +20,11 @@ from edgekit.ladder import BuiltLadder, LadderPlan, build_ladder
 from edgekit.models.load import load_model, user_code
 from edgekit.plan import STAGES, Plan
 from edgekit.recipe import load_recipe
-from edgekit.runtime import Chain
+from edgekit.runtime import Chain, Ladder
 from edgekit.runtime.profile import Latency, Measured, read_profile, seal_profile
 from edgekit.runtime.verify import verify_golden
 from edgekit.target import load_target
-from tests.conftest import once
+from tests.conftest import once, write_recipe
 from tests.slim import WIDTHS, write_slim_recipe
 
 HOST = load_target("host")
@@ -347,13 +347,93 @@ def test_a_repository_that_reads_its_setting_at_import_is_imported_anew_for_each
     assert "ours" not in sys.modules
 
 
-def test_a_variant_may_have_an_input_of_another_size(recipe):
-    overrides = {"w0.25": {"input.shape": [1, 6, 6], "input.image.resize": [6, 6]}}
-    plan = planned(recipe, variants__overrides=overrides)
-    shapes = {name: one.recipe.input.shape for name, one in plan.plans.items()}
-    assert shapes == {"w1.0": (1, 8, 8), "w0.25": (1, 6, 6)}
-    segments, _ = pipeline.inspect(plan.plans["w0.25"].recipe, HOST)
-    assert segments.whole.macs < 6 * 6 * 4 * 9 * 10
+STAGES_MODEL = """
+from functools import partial
+
+import torch
+from torch import nn
+
+from edgekit.models.slimmable import SlimmableConv2d, SlimmableLinear, SwitchableBatchNorm2d
+
+WIDTHS = (0.25, 0.5, 1.0)
+Conv = partial(SlimmableConv2d, widths=WIDTHS, padding=1)
+Norm = partial(SwitchableBatchNorm2d, widths=WIDTHS)
+Linear = partial(SlimmableLinear, widths=WIDTHS, slim_out=False)
+
+
+class Stages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stages = nn.ModuleList(
+            nn.Sequential(Conv(1 if first else 8, 8, 3, slim_in=not first), Norm(8), nn.ReLU())
+            for first in (True, False)
+        )
+        self.heads = nn.ModuleList(Linear(8, 4) for _ in range(2))
+
+    def forward(self, x):
+        found = []
+        for stage, head in zip(self.stages, self.heads):
+            x = stage(x)
+            found.append(head(x.mean((2, 3))))
+        return found
+
+
+def staged(network, setting):
+    for stage, width in zip(network.stages, setting["widths"], strict=True):
+        for one in stage:
+            if hasattr(one, "width_mult"):
+                one.width_mult = width
+"""
+
+STAGES_RECIPE = """
+name: stages
+model: {factory: "stages.py:Stages"}
+input: {shape: [1, 8, 8], image: {mode: L, mean: [0.5], std: [0.25]}}
+labels: [north, east, south, west]
+exits: [early, late]
+policy: {thresholds: 0.3}
+variants:
+  set: {call: "stages.py:staged"}
+  each: {narrow: {widths: [0.25, 0.5]}, wide: {widths: [0.5, 1.0]}}
+  overrides: {narrow: {input.shape: [1, 6, 6], input.image.resize: [6, 6]}}
+  recalibrate: {when: never}
+  policy: {kind: cascade, thresholds: [2]}
+"""
+
+
+def test_variants_may_differ_in_the_width_of_each_stage_and_in_resolution(tmp_path):
+    recipe = write_recipe(tmp_path / "stages", "stages", STAGES_MODEL, STAGES_RECIPE)
+    plan = LadderPlan(load_recipe(str(recipe)), HOST, Cache(tmp_path / "cache"))
+    ladder = Ladder.load(build_ladder(plan, tmp_path / "out").path)
+    assert ladder.names == ("narrow", "wide")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    with user_code(recipe.parent):
+        load_model(load_recipe(str(recipe)).variant("wide"))
+        for name, size, widths in (("narrow", 6, [0.25, 0.5]), ("wide", 8, [0.5, 1.0])):
+            chain = ladder.chain(name)
+            x = chain.prepare(pixels)
+            assert x.shape == (1, size, size)
+            like = sys.modules["stages"].Stages().eval()
+            sys.modules["stages"].staged(like, {"widths": widths})
+            with torch.no_grad():
+                expected = like(torch.from_numpy(x[None]))
+            for found, one in zip(chain.logits(x[None]).values(), expected, strict=True):
+                assert np.abs(found - one.numpy()).max() < 1e-4 * np.abs(one.numpy()).max()
+            # A convolution with its bias, BatchNorm, and a head, a stage.
+            counted = sum(9 * a * b + b + 2 * b + 4 * b + 4 for a, b in channels(widths))
+            assert ladder.document.variant(name).parameters == counted
+    # Each is given the same pixels, and makes its own input of them.
+    asked = ladder.one(pixels)
+    wide = ladder.chain("wide")
+    assert asked[:4] == wide.one(wide.prepare(pixels))[:4]
+    assert asked.variant == "wide"
+
+
+def channels(widths):
+    """Channels into and out of each stage of `Stages`."""
+    out = [int(8 * one) for one in widths]
+    return zip([1, *out], out, strict=False)
 
 
 def test_a_recipe_with_variants_is_no_single_bundle(recipe):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.runtime.engines.onnxruntime import load
@@ -39,6 +40,46 @@ def test_float16_that_is_turned_in_front_of_a_product_does_not_take_the_process_
     (engine,) = load([("segment-1", model.SerializeToString())], threads=1)
     shapes = engine.shapes({"x": np.zeros((2, 3, 16, 16), np.float16)})
     assert shapes == {"y": (2, 4)}
+
+
+def integers(activations: type[np.generic], product: str) -> bytes:
+    """A product of 64 inputs with the largest weights there are, as quantized for this kind."""
+    shape = [64, 4] if product == "MatMul" else [4, 64, 1, 1]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "nothing"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "one", "nothing"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["weights", "one"], ["wd"]),
+        helper.make_node(product, ["xd", "wd"], ["yd"]),
+        helper.make_node("QuantizeLinear", ["yd", "coarse", "nothing"], ["yq"]),
+        helper.make_node("DequantizeLinear", ["yq", "coarse", "nothing"], ["y"]),
+    ]
+    constants = {
+        "one": np.float32(1),
+        "coarse": np.float32(2**14),
+        "nothing": activations(0),
+        "weights": np.full(shape, 127, np.int8),
+    }
+    space = [] if product == "MatMul" else [1, 1]
+    graph = helper.make_graph(
+        nodes,
+        "largest",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64, *space])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, *space])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opset = helper.make_opsetid("", 20)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString()
+
+
+@pytest.mark.parametrize("product", ["MatMul", "Conv"])
+@pytest.mark.parametrize("activations", [np.int8, np.uint8])
+def test_sums_of_integers_do_not_saturate_on_any_processor(activations, product):
+    (engine,) = load([("segment-1", integers(activations, product))], threads=1)
+    most = np.iinfo(activations).max
+    x = np.full((1, 64) if product == "MatMul" else (1, 64, 1, 1), most, np.float32)
+    found = np.zeros((1, 4, *x.shape[2:]), np.float32)
+    engine.bind({"x": x}, {"y": found}, 1)()
+    assert np.abs(found - 64 * 127 * float(most)).max() <= 2**13
 
 
 def started(home, code, **environment: str) -> str:
