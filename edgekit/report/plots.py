@@ -365,9 +365,8 @@ def panels(
             axes.set_ylabel(label)
             axes.grid()
             _roomy(axes, least=0.002 if share else 0)
-            for one in series:
-                if isinstance(one, Marks):
-                    _named(axes, one, [place(value) for value in one.x])
+            marks = [one for one in series if isinstance(one, Marks)]
+            _named(axes, [(one, [place(value) for value in one.x]) for one in marks])
             axes.yaxis.set_major_locator(_few_ticks(4))
             if share:
                 axes.set_ylim(top=min(axes.get_ylim()[1], 1.0))
@@ -556,21 +555,29 @@ def _legend(figure: "Figure") -> None:
         )
 
 
-def _named(axes: "Axes", marks: Marks, x: Sequence[float]) -> None:
-    """Names beside points; of points that lie together the first one's, for a table has all."""
+def _named(axes: "Axes", every: Sequence[tuple[Marks, Sequence[float]]]) -> None:
+    """Names beside points, on whichever side is free; without room none, for a table has all."""
     (least, most), (low, top) = axes.get_xlim(), axes.get_ylim()
-    named: list[tuple[float, float]] = []
-    for words, *(left, up) in zip(marks.labels, x, marks.y, strict=False):
-        near = (abs(left - a) < 0.62 * (most - least) and abs(up - b) < 0.12 * (top - low)
-                for a, b in named)  # fmt: skip
-        if any(near):
-            continue
-        named.append((left, up))
-        right = left > (least + most) / 2
-        under = marks.below and not right and up - low > 0.15 * (top - low)
-        axes.annotate(short(words), (left, up), (-6 if right else 6, -10 if under else 4),
-                      textcoords="offset points", ha="right" if right else "left",
-                      fontsize=7)  # fmt: skip
+    high = 0.11  # A line of type, and beside it what a character takes: shares of the axes.
+    taken: list[tuple[float, float, float]] = []
+    for marks, x in every:
+        for words, *(at, up) in zip(map(short, marks.labels), x, marks.y, strict=False):
+            across, above = (at - least) / (most - least), (up - low) / (top - low)
+            wide = 0.03 + 0.02 * len(words)
+            right = across > 0.5
+            under = marks.below and not right and above > 0.15
+            for to_left, below in itertools.product((right, not right), (under, not under)):
+                left = across - wide if to_left else across
+                bottom = above - high if below else above
+                free = left > -0.05 and left + wide < 1.05 and bottom > -0.05
+                if free and not any(
+                    left < a + w and a < left + wide and abs(bottom - b) < high for a, b, w in taken
+                ):
+                    taken.append((left, bottom, wide))
+                    axes.annotate(words, (at, up), (-6 if to_left else 6, -10 if below else 4),
+                                  textcoords="offset points", ha="right" if to_left else "left",
+                                  fontsize=7)  # fmt: skip
+                    break
 
 
 def _roomy(axes: "Axes", least: float) -> None:

@@ -106,3 +106,20 @@ def test_confidences_near_1_are_parted_by_their_nines():
     assert scale.place(0.99) - scale.place(0.9) == pytest.approx(1)
     assert plots.Scale.of([0.1, 0.2, 0.95]).ticks == ()
     assert plots.Scale.of([3.0, 4.0]).ticks == ()
+
+
+def test_a_name_goes_where_it_is_free_and_is_left_out_where_nothing_is():
+    def names(*marks: plots.Marks) -> list[str]:
+        svg = plots.panels("a", "ms", [("accuracy", marks)], percent=[True])
+        root = ElementTree.fromstring(svg)  # noqa: S314  (our own)
+        known = {"w1", "w2", "w3"}
+        return [one.text for one in root.iter("text") if one.text in known]
+
+    # At the right edge, above one another, and beside another series' points.
+    edge = plots.Marks("on", (0.0, 9.0, 10.0), (0.5, 1.0, 1.0), labels=("w1", "w2", "w3"))
+    assert names(edge) == ["w1", "w2", "w3"]
+    alone = plots.Marks("off", (10.0,), (1.0,), labels=("w3",))
+    both = plots.Marks("on", (0.0, 10.0), (0.5, 1.0), labels=("w1", "w2"))
+    assert names(both, alone) == ["w1", "w2", "w3"]
+    heap = plots.Marks("on", (0.0,) * 9 + (1.0,), (0.5,) * 9 + (1.0,), labels=("w1",) * 9)
+    assert 1 <= len(names(heap)) <= 4
