@@ -350,6 +350,7 @@ def test_a_repository_that_reads_its_setting_at_import_is_imported_anew_for_each
 STAGES_MODEL = """
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -384,6 +385,10 @@ def staged(network, setting):
         for one in stage:
             if hasattr(one, "width_mult"):
                 one.width_mult = width
+
+
+def samples(seed):
+    return np.random.default_rng(seed).integers(0, 256, (24, 8, 8), dtype=np.uint8)
 """
 
 STAGES_RECIPE = """
@@ -393,6 +398,7 @@ input: {shape: [1, 8, 8], image: {mode: L, mean: [0.5], std: [0.25]}}
 labels: [north, east, south, west]
 exits: [early, late]
 policy: {thresholds: 0.3}
+data: {test: {factory: "stages.py:samples", args: {seed: 1}}}
 variants:
   set: {call: "stages.py:staged"}
   each: {narrow: {widths: [0.25, 0.5]}, wide: {widths: [0.5, 1.0]}}
