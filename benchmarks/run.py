@@ -33,7 +33,8 @@ COLUMNS = (
 
 HEAD = """# Benchmarks
 
-Written by `make bench` ({date}), on {cpu}, {cores} cores, {machine}; {engine}, Python {python}.
+Written by `make bench` ({date}), on {cpu}, {cores} cores, {machine} {vnni}; {engine},
+Python {python}.
 Milliseconds are means at batch 1 on that machine; the ratios are what to compare. `plain` is the
 undivided network with its final exit only, `whole` with all exits, both built and run as the chain
 is, and interleaved with it. `x FP32 chain` is how many times as fast the chain is as the same
@@ -50,8 +51,9 @@ the target `host` uses one.
 
 INT8 is built for `host` with unsigned activations (U8S8) and for `rpi4b` with signed ones (S8S8).
 The second is what a Raspberry Pi's kernels want; on x86, where ONNX Runtime has fast kernels for
-unsigned activations only, much of it runs in float, and the row shows what that costs here.
-`int8 LiteRT` is built for `rpi4b-litert` and runs in LiteRT; the FP32 chain beside it is ONNX
+unsigned activations only, much of it runs in float, and the row shows what that costs here. How
+much faster than FP32 the first is depends on the processor: without VNNI, ONNX Runtime's fastest
+kernels saturate, and edgekit has it take exact ones. `int8 LiteRT` is built for `rpi4b-litert` and runs in LiteRT; the FP32 chain beside it is ONNX
 Runtime's.
 
 {remarks}
@@ -155,7 +157,7 @@ def main() -> None:
     }
     device = reports[0]["device"]
     date = datetime.now(timezone.utc).date()
-    text = HEAD.format(date=date, engine=reports[0]["engine"], **device)
+    text = HEAD.format(date=date, vnni=vnni(), engine=reports[0]["engine"], **device)
     text += "\n".join([COLUMNS, "|---" * 13 + "|", *rows]) + "\n"
     remarks = "\n".join(
         f"- {one['name']} for {one['target']}, {one['precision']}, {one['threads']}: "
@@ -187,6 +189,12 @@ def main() -> None:
             text = one.with_section(text, one.section_of(before))
     options.page.write_text(text, encoding="utf-8")
     print(text)
+
+
+def vnni() -> str:
+    """Whether the processor has instructions that add products of 8-bit integers exactly."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return "with VNNI" if "vnni" in flags else "without VNNI"
 
 
 def of_widths(reports: dict[str, dict[str, Any]]) -> str:
