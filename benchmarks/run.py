@@ -53,8 +53,8 @@ INT8 is built for `host` with unsigned activations (U8S8) and for `rpi4b` with s
 The second is what a Raspberry Pi's kernels want; on x86, where ONNX Runtime has fast kernels for
 unsigned activations only, much of it runs in float, and the row shows what that costs here. How
 much faster than FP32 the first is depends on the processor: without VNNI, ONNX Runtime's fastest
-kernels saturate, and edgekit has it take exact ones. `int8 LiteRT` is built for `rpi4b-litert` and runs in LiteRT; the FP32 chain beside it is ONNX
-Runtime's.
+kernels saturate, and edgekit has it take exact ones. `int8 LiteRT` is built for `rpi4b-litert` and
+runs in LiteRT; the FP32 chain beside it is ONNX Runtime's.
 
 {remarks}
 
