@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from page import PAGE, write_section
 
 from edgekit.bundle.manifest import Policy, Segment
 from edgekit.bundle.reader import Bundle, read_bundle
@@ -36,7 +37,6 @@ Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parent.parent
 
 HEADING = "## On a GPU"
-"""The last section of the page; `benchmarks/run.py` leaves it as it is."""
 
 NETWORKS = {
     "digits": ROOT / "recipes/digits/recipe.yaml",
@@ -68,7 +68,7 @@ def main() -> None:
     """Build, measure, write the section."""
     parser = argparse.ArgumentParser(description="Measure on a GPU, for docs/benchmarks.md.")
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--output", type=Path, default=ROOT / "build/benchmarks-gpu")
     options = parser.parse_args()
     try:
@@ -113,19 +113,8 @@ def main() -> None:
     text += "\n".join([COLUMNS, "|---" * 11 + "|", *rows]) + "\n"
     if remarks:
         text += "\n" + "\n".join(f"- {one}" for one in remarks) + "\n"
-    options.page.write_text(with_section(options.page.read_text("utf-8"), text), "utf-8")
+    write_section(options.page, text)
     print(text)
-
-
-def with_section(page: str, section: str) -> str:
-    """The page with this section for its last, in place of what was measured before."""
-    return f"{page.partition(HEADING)[0].rstrip()}\n\n{section}"
-
-
-def section_of(page: str) -> str:
-    """That section of a page, or nothing."""
-    _, heading, text = page.partition(HEADING)
-    return heading + text
 
 
 def built(recipe: Path, folder: Path) -> Bundle:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-import gpu
+from page import PAGE, section_of, write_section
 
 from edgekit.bundle.reader import Bundle, read_bundle
 from edgekit.cache import Cache, default_folder
@@ -33,7 +33,6 @@ from tests.pi.counting import Counts, count  # noqa: E402
 from tests.pi.emulated import BOARDS, edgekit_of, emulated_pi  # noqa: E402
 
 HEADING = "## On an emulated Raspberry Pi"
-"""This section stands in front of that of a GPU, which is the last of the page."""
 
 NETWORKS = {
     "digits": ("recipes/digits/recipe.yaml", 5),
@@ -76,14 +75,14 @@ to the final exit is {spread:.4%} above the least.
 def main() -> None:
     """Build, count, write the section and the figures that the tests are held to."""
     parser = argparse.ArgumentParser(description="Count instructions, for docs/benchmarks.md.")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--committed", type=Path, default=COMMITTED)
     parser.add_argument("--output", type=Path, default=ROOT / "build/benchmarks-pi")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="all by default")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     options = parser.parse_args()
     chosen = options.network or list(NETWORKS)
-    rows, spreads = kept(section_of(options.page.read_text("utf-8")), chosen)
+    rows, spreads = kept(section_of(options.page.read_text("utf-8"), HEADING), chosen)
     committed: dict[str, int] = {}
     for network in chosen:
         recipe, runs = NETWORKS[network]
@@ -115,7 +114,7 @@ def write(page: Path, rows: list[str], spreads: str) -> None:
     order = list(NETWORKS)
     rows = sorted(rows, key=lambda one: order.index(one.split(" | ")[0].removeprefix("| ")))
     text += "\n".join([COLUMNS, "|---" * 10 + "|", *rows]) + "\n" + spreads
-    page.write_text(with_section(page.read_text("utf-8"), text), "utf-8")
+    write_section(page, text)
 
 
 def kept(section: str, chosen: Sequence[str]) -> tuple[list[str], str]:
@@ -124,20 +123,6 @@ def kept(section: str, chosen: Sequence[str]) -> tuple[list[str], str]:
     rows = [line for line in section.splitlines() if others and line.startswith(others)]
     spreads = re.findall(r"^\nOf .*?least\.\n", section, re.M | re.S)
     return rows, "" if "digits" in chosen else "".join(spreads)
-
-
-def with_section(page: str, section: str) -> str:
-    """The page with this section in place of what was counted before; none takes it away."""
-    page = page.replace(section_of(page), "") if section_of(page) else page
-    before, heading, after = page.partition(gpu.HEADING)
-    parts = [before.rstrip(), section.strip(), f"{heading}{after}".strip()]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def section_of(page: str) -> str:
-    """That section of a page, or nothing."""
-    found = re.search(rf"^{re.escape(HEADING)}\n.*?(?=^## |\Z)", page, re.M | re.S)
-    return found.group() if found else ""
 
 
 def decided(bundle: Bundle) -> tuple[dict[str, float] | None, str]:

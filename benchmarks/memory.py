@@ -8,14 +8,13 @@ to its end in a process of its own that has numpy and the runtime alone, as a de
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-import gpu
+from page import PAGE, write_section
 
 from edgekit.bundle.manifest import Segment
 from edgekit.bundle.reader import Bundle, read_bundle, read_evidence
@@ -80,7 +79,7 @@ print(next(x for x in open("/proc/self/status") if x.startswith("VmHWM:")).split
 def main() -> None:
     """Build, measure, write the section."""
     parser = argparse.ArgumentParser(description="Measure the memory of EfficientNet-B1.")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--output", type=Path, default=ROOT / "build/memory")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -104,7 +103,7 @@ def main() -> None:
         **{key: facts[key] for key in ("cpu", "machine", "python")},
     )
     text += "\n".join([*sizes(bundle), "", *table(peaks)]) + "\n"
-    options.page.write_text(with_section(options.page.read_text("utf-8"), text), "utf-8")
+    write_section(options.page, text)
     print(text)
 
 
@@ -153,23 +152,6 @@ def table(peaks: dict[str, int]) -> list[str]:
         words = f"{over / 1e6:.1f}" if name not in {"python", "numpy", "engine"} else "-"
         lines.append(f"| {name} | {size_bytes / 1e6:.1f} | {words} |")
     return lines
-
-
-def with_section(page: str, section: str) -> str:
-    """The page with this section in place of what was measured before; none takes it away.
-
-    In front of the GPU's, which is the last of the page.
-    """
-    page = page.replace(section_of(page), "") if section_of(page) else page
-    before, heading, after = page.partition(gpu.HEADING)
-    parts = [before.rstrip(), section.strip(), f"{heading}{after}".strip()]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def section_of(page: str) -> str:
-    """That section of a page, or nothing."""
-    found = re.search(rf"^{re.escape(HEADING)}\n.*?(?=^## |\Z)", page, re.M | re.S)
-    return found.group() if found else ""
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
     make bench
 
-Builds recipes/digits, its static net, recipes/glyphs, recipes/digits-slimmable and
-benchmarks/resnet18 in FP32 and INT8, and measures them with `edgekit bench`. Ratios come from one
-run each; milliseconds are of this machine.
+Builds recipes/digits, its static net, recipes/glyphs and benchmarks/resnet18 in FP32 and INT8, and
+measures them with `edgekit bench`. Ratios come from one run each; milliseconds are of this machine.
 """
 
 import argparse
@@ -21,6 +20,8 @@ from typing import Any
 import gpu
 import instructions
 import memory
+import widths
+from page import PAGE, section_of, with_section
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
 
@@ -57,15 +58,6 @@ kernels saturate, and edgekit has it take exact ones. `int8 LiteRT` is built for
 runs in LiteRT; the FP32 chain beside it is ONNX Runtime's.
 
 {remarks}
-
-## What a cascade of widths gains
-
-`recipes/digits-slimmable` has four widths of three exits each. Its cascade asks the narrowest and
-goes on to a wider one where that is not sure enough; its thresholds were fitted on the tuning
-split. Means at batch 1 on one thread, over the test split; `ladder` is the cascade with all that
-choosing costs, measured in turn with every width alone.
-
-{widths}
 
 ## A build with nothing changed
 
@@ -122,7 +114,7 @@ def main() -> None:
     """Build, measure, write the page."""
     parser = argparse.ArgumentParser(description="Measure and write docs/benchmarks.md.")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--output", type=Path, default=ROOT / "build/benchmarks")
     options = parser.parse_args()
     digits, static = (
@@ -151,10 +143,6 @@ def main() -> None:
             report = measured(integers, *rounds, "--threads", 1, "--beside", floats)
             reports.append(report)
             rows.append(row(report, label, report["beside"][0]))
-    ladders = {
-        label: measured(built("recipes/digits-slimmable", options.output, *how), *rounds)
-        for label, how in (("fp32", ()), ("int8 U8S8", unsigned))
-    }
     device = reports[0]["device"]
     date = datetime.now(timezone.utc).date()
     text = HEAD.format(date=date, vnni=vnni(), engine=reports[0]["engine"], **device)
@@ -173,7 +161,6 @@ def main() -> None:
     thresholds = printed(sys.executable, of_halves, str(digits), "--rounds", str(options.rounds))
     text += TAIL.format(
         remarks=remarks,
-        widths=of_widths(ladders),
         first_s=first_s,
         again_s=again_s,
         cost=cost.rstrip(),
@@ -184,9 +171,9 @@ def main() -> None:
     if options.page.exists():
         # What other commands measured, on other machines as like as not.
         before = options.page.read_text(encoding="utf-8")
-        text = gpu.with_section(text, gpu.section_of(before))
-        for one in (memory, instructions):
-            text = one.with_section(text, one.section_of(before))
+        for one in (widths, memory, instructions, gpu):
+            if section := section_of(before, one.HEADING):
+                text = with_section(text, section)
     options.page.write_text(text, encoding="utf-8")
     print(text)
 
@@ -195,27 +182,6 @@ def vnni() -> str:
     """Whether the processor has instructions that add products of 8-bit integers exactly."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return "with VNNI" if "vnni" in flags else "without VNNI"
-
-
-def of_widths(reports: dict[str, dict[str, Any]]) -> str:
-    """The table of each width alone and of the ladder, by precision, and what the bench says."""
-    lines = ["| | precision | ms | accuracy | x widest | answers under the cascade |"]
-    lines.append("|---" * 6 + "|")
-    for precision, report in reports.items():
-        ladder = report["ladder"]
-        answers = [*ladder["answers"], None]
-        for one, answer in zip([*report["variants"], ladder], answers, strict=True):
-            cells = [
-                one.get("name", "ladder"),
-                precision,
-                f"{one['latency_ms']['mean']:.3f}",
-                f"{one['accuracy']:.1%}",
-                f"{one['speedup']:.2f}",
-                f"{answer['share']:.1%}" if answer else "-",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    remarks = [f"- {precision}: {report['verdict']}" for precision, report in reports.items()]
-    return "\n".join([*lines, "", *remarks])
 
 
 def promised(bundles: list[Path]) -> str:

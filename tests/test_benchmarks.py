@@ -55,9 +55,21 @@ def program(name: str):
     spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Where its dataclasses look for their annotations.
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")  # Where it finds its neighbours, as a script.
+        spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def page():
+    yield from program("page")
+
+
+@pytest.fixture(scope="module")
+def widths():
+    yield from program("widths")
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +84,12 @@ def gpu():
 
 @pytest.fixture(scope="module")
 def memory():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        yield from program("memory")
+    yield from program("memory")
 
 
 @pytest.fixture(scope="module")
 def instructions():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")  # Where it finds its neighbour, as a script.
-        yield from program("instructions")
+    yield from program("instructions")
 
 
 def test_without_a_gpu_nothing_is_measured_and_the_page_stays(tmp_path):
@@ -99,27 +107,23 @@ def test_without_a_gpu_nothing_is_measured_and_the_page_stays(tmp_path):
     assert not (tmp_path / "built").exists()
 
 
-def test_the_section_of_a_gpu_outlives_what_is_measured_without_one(gpu):
-    section = f"{gpu.HEADING}\n\nfigures\n"
-    page = gpu.with_section("# Benchmarks\n\nof a processor\n", section)
-    assert page == f"# Benchmarks\n\nof a processor\n\n{section}"
-    assert gpu.section_of(page) == section
-    assert gpu.with_section("# Benchmarks\n\nanew\n", gpu.section_of(page)).endswith(section)
-    assert gpu.with_section(page, f"{gpu.HEADING}\n\nothers\n").count("figures") == 0
-    assert gpu.section_of((ROOT / "docs/benchmarks.md").read_text()).startswith(gpu.HEADING)
+def test_the_sections_of_a_page_stay_where_another_is_written(page, tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("# Benchmarks\n\nof a processor\n")
+    one, other = (f"## {name}\n\nfigures\n" for name in ("One", "Other"))
+    page.write_section(path, one)
+    page.write_section(path, other)
+    assert path.read_text() == f"# Benchmarks\n\nof a processor\n\n{one}\n{other}"
+    page.write_section(path, one.replace("figures", "anew"))
+    assert path.read_text() == f"# Benchmarks\n\nof a processor\n\n## One\n\nanew\n\n{other}"
+    assert page.section_of(path.read_text(), "## Other") == other
+    assert page.section_of(path.read_text(), "## On") == ""
 
 
-def test_sections_of_a_page_do_not_overwrite_each_other(instructions, gpu):
-    counted, measured = (f"{one.HEADING}\n\nfigures\n" for one in (instructions, gpu))
-    page = instructions.with_section("# Benchmarks\n\nof a processor\n", counted)
-    assert page == f"# Benchmarks\n\nof a processor\n\n{counted}"
-    page = gpu.with_section(page, measured)
-    assert page == f"# Benchmarks\n\nof a processor\n\n{counted}\n{measured}"
-    anew = instructions.with_section(page, counted.replace("figures", "others"))
-    assert anew == page.replace("figures", "others", 1)
-    assert gpu.section_of(anew) == measured
-    assert instructions.section_of(anew).strip() == counted.replace("figures", "others").strip()
-    assert instructions.with_section(anew, "") == f"# Benchmarks\n\nof a processor\n\n{measured}"
+def test_what_other_commands_wrote_is_on_the_page(page, gpu, memory, instructions, widths):
+    text = page.PAGE.read_text()
+    for one in (gpu, memory, instructions, widths):
+        assert page.section_of(text, one.HEADING), one.HEADING
 
 
 def test_networks_that_are_not_counted_again_stay_on_the_page(instructions, tmp_path):
@@ -128,7 +132,7 @@ def test_networks_that_are_not_counted_again_stay_on_the_page(instructions, tmp_
     rows = [f"| {name} | an engine | 1.0 |" for name in instructions.NETWORKS]
     spread = instructions.SPREAD.format(repeats=10, engine="an engine", spread=0.0)
     instructions.write(page, rows, 2 * spread)
-    section = instructions.section_of(page.read_text())
+    section = instructions.section_of(page.read_text(), instructions.HEADING)
     assert instructions.kept(section, ["glyphs"]) == ([rows[0], rows[2]], 2 * spread)
     assert instructions.kept(section, list(instructions.NETWORKS)) == ([], "")
     before = page.read_text()
@@ -138,7 +142,7 @@ def test_networks_that_are_not_counted_again_stay_on_the_page(instructions, tmp_
 
 
 def test_the_page_has_the_counts_that_the_tests_are_held_to(instructions):
-    section = instructions.section_of((ROOT / "docs/benchmarks.md").read_text())
+    section = instructions.section_of(instructions.PAGE.read_text(), instructions.HEADING)
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "]
     head, *rows = rows
     a72 = [one for one in rows if one[0] == "digits" and one[2] == "cortex-a72"]
@@ -177,14 +181,6 @@ def test_the_peak_of_a_process_holds_all_that_it_loads_and_numpy(memory, built_t
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(peaks)
     chain = sum(one.size_bytes for one in bundle.manifest.variant().segments)
     assert f"| chain | {chain:,} |" in memory.sizes(bundle)
-
-
-def test_the_section_of_memory_outlives_the_others(memory, gpu):
-    section = f"{memory.HEADING}\n\nfigures\n"
-    page = memory.with_section(f"# Benchmarks\n\n{gpu.HEADING}\n\nof a GPU\n", section)
-    assert page == f"# Benchmarks\n\n{section}\n{gpu.HEADING}\n\nof a GPU\n"
-    assert memory.section_of(page).strip() == section.strip()
-    assert memory.with_section(page, f"{memory.HEADING}\n\nothers\n").count("figures") == 0
 
 
 def few(seed, samples=9):

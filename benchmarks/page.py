@@ -1,0 +1,28 @@
+"""Sections of docs/benchmarks.md, each written by a command of its own."""
+
+import re
+from pathlib import Path
+
+__all__ = ["PAGE", "section_of", "with_section", "write_section"]
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/benchmarks.md"
+
+
+def section_of(page: str, heading: str) -> str:
+    """The section under this heading, which begins with `## `; nothing where there is none."""
+    found = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", page, re.M | re.S)
+    return found.group().strip() + "\n" if found else ""
+
+
+def with_section(page: str, section: str) -> str:
+    """The page with this section in place of the one of its heading, or behind all others."""
+    heading, _, _ = section.partition("\n")
+    before = section_of(page, heading)
+    if before:
+        return page.replace(before, section.strip() + "\n")
+    return f"{page.rstrip()}\n\n{section.strip()}\n"
+
+
+def write_section(path: Path, section: str) -> None:
+    """Put the section into the page at `path`."""
+    path.write_text(with_section(path.read_text("utf-8"), section), "utf-8")
