@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 
 from edgekit.backends.tflite_graph import Graph
+from edgekit.bundle.ladder import Cascade
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
 from edgekit.bundle.reader import read_bundle
 from edgekit.errors import DeviceError
 from edgekit.runtime import Chain
+from edgekit.runtime.bench_ladder import bench_ladder
 from edgekit.runtime.cuda import find
 from edgekit.tuning.search import Observed, evaluate
 from tests.conftest import ROOT
+from tests.ladders import NARROW, WIDE
 
 
 def run(*arguments: object) -> str:
@@ -356,3 +359,16 @@ def test_the_benchmark_page_is_written_and_resnet18_is_exact(tmp_path):
     for check in evidence["checks"]:
         assert check["exit_agreement"] == check["top1_agreement"] == 1
         assert check["max_relative_error"] < 1e-5
+
+
+def test_every_width_and_the_ladder_stand_in_a_row(widths, built_ladder):
+    samples = np.random.default_rng(0).standard_normal((4, 1, 8, 8)).astype(np.float32)
+    report, _ = bench_ladder(
+        built_ladder, samples, np.zeros(4, np.int64), rounds=1, policy=Cascade((2.0,))
+    )
+    lines = widths.table({"fp32": report})
+    rows = [line.strip("| ").split(" | ") for line in lines[2:5]]
+    found = [(one[0], one[-1]) for one in rows]
+    assert found == [(NARROW, "0.0%"), (WIDE, "100.0%"), ("ladder", "-")]
+    assert rows[1][4] == "1.00"
+    assert lines[-1] == f"- fp32: {report['verdict']}"
