@@ -6,7 +6,6 @@ A place is a variant's index on the ladder, 0 for the narrowest. Nothing here lo
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from statistics import median
 from typing import NamedTuple
 
 from edgekit.bundle.ladder import Cascade, Load
@@ -98,14 +97,14 @@ def paying(p95_ms: Sequence[float]) -> list[int]:
 class LoadState(NamedTuple):
     """The place in use, and for how many windows in a row a wider one was expected to fit.
 
-    `wider` is the narrowest of those that were, meaningless while `calm` is 0. `doubt` is whether
-    the last window was over the target, though most of its last samples were not.
+    `wider` is the narrowest of those that were, meaningless while `calm` is 0. `doubt` is for how
+    many windows more one that is over the target is believed at once, see `follow_load`.
     """
 
     place: int
     calm: int = 0
     wider: int = 0
-    doubt: bool = False
+    doubt: int = 0
 
 
 def load_start(policy: Load, p95_ms: Sequence[float]) -> LoadState:
@@ -132,12 +131,12 @@ def follow_load(
     `p95_ms` are the variants' 95th percentiles from the profile, of which only the ratios count: a
     variant is expected to take its own times what the one in use takes now over what the profile
     says of it. Where the window's 95th percentile is over the target, the widest that is expected
-    to fit is gone to, the narrowest where none is: at once if most of its last samples were over
-    the target, as many as end a window, for then the load has risen; else if the window before was
-    over it, too, for of a load with 3 % hiccups one window in 25 has more than a twentieth of them
-    by chance. A wider one is gone to when `calm` windows in a row expected it to leave the share
-    `margin` of the target free, and then the narrowest that any of them did. Variants that a wider
-    one is as fast as are passed over.
+    to fit is gone to, the narrowest where none is: at once if the load rose, that is if most of the
+    window's last samples were over the target, as many as can end one; else if one of the two
+    windows before was over it, too. For of a load with 3 % hiccups one window in 25 has more than a
+    twentieth of them by chance. A wider one is gone to when `calm` windows in a row expected it to
+    leave the share `margin` of the target free, and then the narrowest that any of them did.
+    Variants that a wider one is as fast as are passed over.
     """
     places = paying(p95_ms)
     here = max(bisect_right(places, state.place) - 1, 0)
@@ -145,13 +144,20 @@ def follow_load(
     settings = adapt.Settings(costs, window=1, step=len(places), hysteresis=policy.margin)
     # Of a window that ended early the least it can be: a hiccup in it leads to nothing too narrow.
     seen_ms = p95(latencies_ms, policy.window)
+    last_ms = sorted(latencies_ms[_rank(policy.window) - policy.window - 1 :])
+    slow = sum(one > policy.target_ms for one in last_ms)
+    rose = seen_ms > policy.target_ms and 2 * slow > len(last_ms)
+    if rose:
+        # Of the new load that is too little: these are of it, but for two that may be hiccups.
+        seen_ms = max(seen_ms, last_ms[max(0, len(last_ms) - 3)])
     wanted = places[adapt.follow(settings, adapt.State(here), seen_ms, policy.target_ms).place]
-    last_ms = latencies_ms[_rank(policy.window) - policy.window - 1 :]
-    if wanted < state.place and not state.doubt and median(last_ms) <= policy.target_ms:
-        return LoadState(state.place, doubt=True)
-    if wanted <= state.place:
-        return LoadState(wanted)
+    if wanted < state.place:
+        believed = rose or state.doubt > 0
+        return LoadState(wanted) if believed else LoadState(state.place, doubt=2)
+    doubt = max(0, state.doubt - 1)
+    if wanted == state.place:
+        return LoadState(wanted, doubt=doubt)
     wider = min(wanted, state.wider) if state.calm else wanted
     if state.calm + 1 >= policy.calm:
         return LoadState(wider)
-    return LoadState(state.place, state.calm + 1, wider)
+    return LoadState(state.place, state.calm + 1, wider, doubt)
