@@ -1,9 +1,10 @@
 """Sections of docs/benchmarks.md, each written by a command of its own."""
 
+import platform
 import re
 from pathlib import Path
 
-__all__ = ["PAGE", "section_of", "with_section", "write_section"]
+__all__ = ["PAGE", "section_of", "vnni", "with_section", "write_section"]
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/benchmarks.md"
 
@@ -26,3 +27,11 @@ def with_section(page: str, section: str) -> str:
 def write_section(path: Path, section: str) -> None:
     """Put the section into the page at `path`."""
     path.write_text(with_section(path.read_text("utf-8"), section), "utf-8")
+
+
+def vnni() -> str:
+    """Words on whether an x86 processor adds products of 8-bit integers exactly, and fast."""
+    if platform.machine() != "x86_64":
+        return ""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return " with VNNI" if "vnni" in flags else " without VNNI"

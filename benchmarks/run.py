@@ -21,7 +21,7 @@ import gpu
 import instructions
 import memory
 import widths
-from page import PAGE, section_of, with_section
+from page import PAGE, section_of, vnni, with_section
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
 
@@ -34,7 +34,7 @@ COLUMNS = (
 
 HEAD = """# Benchmarks
 
-Written by `make bench` ({date}), on {cpu}, {cores} cores, {machine} {vnni}; {engine},
+Written by `make bench` ({date}), on {cpu}, {cores} cores, {machine}{vnni}; {engine},
 Python {python}.
 Milliseconds are means at batch 1 on that machine; the ratios are what to compare. `plain` is the
 undivided network with its final exit only, `whole` with all exits, both built and run as the chain
@@ -176,12 +176,6 @@ def main() -> None:
                 text = with_section(text, section)
     options.page.write_text(text, encoding="utf-8")
     print(text)
-
-
-def vnni() -> str:
-    """Whether the processor has instructions that add products of 8-bit integers exactly."""
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return "with VNNI" if "vnni" in flags else "without VNNI"
 
 
 def promised(bundles: list[Path]) -> str:

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from page import PAGE, write_section
+from page import PAGE, vnni, write_section
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes/digits-slimmable"
@@ -22,8 +22,8 @@ HEADING = "## What a cascade of widths gains"
 
 HEAD = """{heading}
 
-Written by `python benchmarks/widths.py` ({date}), on {cpu}, {cores} cores, {machine}; {engine},
-Python {python}.
+Written by `python benchmarks/widths.py` ({date}), on {cpu}, {cores} cores, {machine}{vnni};
+{engine}, Python {python}.
 `recipes/digits-slimmable` has four widths of three exits each. Its cascade asks the narrowest and
 goes on to a wider one where that is not sure enough; its thresholds were fitted on the tuning
 split. Means at batch 1 on {threads} thread(s), over {samples} samples of the test split; `ladder`
@@ -49,6 +49,7 @@ def main() -> None:
     one = reports["fp32"]
     text = HEAD.format(
         heading=HEADING,
+        vnni=vnni(),
         date=datetime.now(timezone.utc).date(),
         **{key: one["device"][key] for key in ("cpu", "cores", "machine", "python")},
         **{key: one[key] for key in ("engine", "threads", "samples")},

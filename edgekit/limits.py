@@ -13,7 +13,7 @@ class Limits:
     """A manifest of a few hundred segments stays under 1 MiB; more is an attack on memory."""
 
     json_depth: int = 100
-    """Lists and objects within one another: there are a dozen, and Python walks no thousand."""
+    """edgekit writes about a dozen levels, and Python's recursion ends near a thousand."""
 
     report_bytes: int = 16 * 2**20
     """A page stays under 1 MB; what is larger, no phone should be given."""

@@ -148,9 +148,9 @@ class Load:
     """The widest variant answers whose 95th percentile stays within `target_ms`, as it is now.
 
     It is looked at after every `window` samples, or as soon as more than a twentieth of so many was
-    over the target. A narrower variant is gone to at once where most of the last samples were,
-    else after two such windows in a row; a wider one only when it was expected to leave the share
-    `margin` of the target free in `calm` windows in a row.
+    over the target. A narrower variant is gone to at once where most of the last samples were over
+    it, else after two such windows of three; a wider one only when it was expected to leave the
+    share `margin` of the target free in `calm` windows in a row.
     """
 
     target_ms: float

@@ -365,12 +365,12 @@ def panels(
             axes.set_ylabel(label)
             axes.grid()
             _roomy(axes, least=0.002 if share else 0)
-            marks = [one for one in series if isinstance(one, Marks)]
-            _named(axes, [(one, [place(value) for value in one.x]) for one in marks])
             axes.yaxis.set_major_locator(_few_ticks(4))
             if share:
                 axes.set_ylim(top=min(axes.get_ylim()[1], 1.0))
                 axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.5g}%")
+            marks = [one for one in series if isinstance(one, Marks)]
+            _named(axes, [(one, [place(value) for value in one.x]) for one in marks])
         _legend(figure)
         _ticks(every[-1], scale)
         every[-1].set_xlabel(axis)
@@ -558,22 +558,33 @@ def _legend(figure: "Figure") -> None:
 def _named(axes: "Axes", every: Sequence[tuple[Marks, Sequence[float]]]) -> None:
     """Names beside points, on whichever side is free; without room none, for a table has all."""
     (least, most), (low, top) = axes.get_xlim(), axes.get_ylim()
-    high = 0.11  # A line of type, and beside it what a character takes: shares of the axes.
-    taken: list[tuple[float, float, float]] = []
+    # A line of type, a character and a point, as shares of the axes.
+    high, letter, point = 0.11, 0.02, 0.02
+
+    def shares(at: float, up: float) -> tuple[float, float]:
+        return (at - least) / (most - least), (up - low) / (top - low)
+
+    # Left, bottom, width and height of what nothing may be written over.
+    taken = [
+        (across - point / 2, above - point, point, 2 * point)
+        for marks, x in every
+        for across, above in itertools.starmap(shares, zip(x, marks.y, strict=True))
+    ]
     for marks, x in every:
         for words, *(at, up) in zip(map(short, marks.labels), x, marks.y, strict=False):
-            across, above = (at - least) / (most - least), (up - low) / (top - low)
-            wide = 0.03 + 0.02 * len(words)
+            across, above = shares(at, up)
+            wide = point + letter * len(words)
             right = across > 0.5
             under = marks.below and not right and above > 0.15
             for to_left, below in itertools.product((right, not right), (under, not under)):
-                left = across - wide if to_left else across
-                bottom = above - high if below else above
-                free = left > -0.05 and left + wide < 1.05 and bottom > -0.05
+                left = across - point - wide if to_left else across + point
+                bottom = above - point - high if below else above + point
+                free = -0.05 < left < 1.05 - wide and -0.05 < bottom < 1.15 - high
                 if free and not any(
-                    left < a + w and a < left + wide and abs(bottom - b) < high for a, b, w in taken
+                    left < a + w and a < left + wide and bottom < b + h and b < bottom + high
+                    for a, b, w, h in taken
                 ):
-                    taken.append((left, bottom, wide))
+                    taken.append((left, bottom, wide, high))
                     axes.annotate(words, (at, up), (-6 if to_left else 6, -10 if below else 4),
                                   textcoords="offset points", ha="right" if to_left else "left",
                                   fontsize=7)  # fmt: skip

@@ -94,7 +94,7 @@ class Prediction(NamedTuple):
     stop: Stop
     segment_latency_ms: tuple[float, ...] | None = None
     output: Array | None = None
-    variant: str | None = None
+    variant: str | None = None  # The last: `Ladder` puts it behind what the chain said.
 
 
 def contents(bundle: Bundle, segments: Sequence[Segment], engine: str) -> list[bytes]:
@@ -228,10 +228,8 @@ class Chain:
         self._thresholds = [*policy.thresholds, None]
         self._single = len(spec.inputs) == 1
         self._dtypes = [np.dtype(one.dtype) for one in spec.inputs]
-        # What `prepare` has nothing to do with: the only input's tensor, unless it may be pixels.
-        first = spec.inputs[0]
-        pixels = first.image is not None and first.dtype == "uint8"
-        self._ready = (first.shape, self._dtypes[0]) if self._single and not pixels else None
+        # What `prepare` has nothing to do with: the only input's tensor. Pixels are no float32.
+        self._ready = (spec.inputs[0].shape, self._dtypes[0]) if self._single else None
         self.lock = threading.Lock()
         self.watchers: tuple[Watcher, ...] = ()
         self._varying = any(one.varying for one in spec.inputs)

@@ -83,7 +83,8 @@ def demand_constant(module: fx.GraphModule) -> None:
             )
         if node.target in _SLICES and made.issuperset(node.all_input_nodes[:1]):
             why = (
-                "how much depends on the input's size; let the setting alone decide"
+                "how much depends on the input's size, or is drawn at random; let the setting "
+                "alone decide"
                 if node not in constant
                 else "what comes of it is larger than the weight, so it is computed each time; "
                 "make it a buffer of the network"

@@ -397,9 +397,9 @@ def test_a_hundred_thousand_brackets_are_refused(raw: bytes) -> None:
 
 @pytest.fixture
 def shallow_stack() -> Iterator[None]:
-    """Room for about 150 calls, so that every depth of nesting up to the limit is soon tried."""
+    """Room for about 80 calls: less than a document may be nested deep, so this is met first."""
     usual = sys.getrecursionlimit()
-    sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+    sys.setrecursionlimit(len(inspect.stack(0)) + 80)
     yield
     sys.setrecursionlimit(usual)
 
@@ -412,8 +412,8 @@ def test_no_depth_of_nesting_escapes_as_a_recursion_error() -> None:
         with pytest.raises(BundleError) as caught:
             parse_manifest(nested(depth))
         refusals.add(str(caught.value))
-    # It was changed, is nested too deep, or meets the limit of the stack.
-    assert len(refusals) >= 2
+    assert any("not valid JSON" in one for one in refusals), "the limit of the stack was not met"
+    assert len(refusals) > 1
 
 
 BAD_PATHS = [

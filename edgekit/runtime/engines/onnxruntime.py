@@ -65,7 +65,7 @@ def load(segments: Sequence[tuple[str, bytes]], *, threads: int) -> list[OnnxRun
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # An x86 processor without VNNI adds products of 8-bit integers in 16 bits, which saturate: an
     # exit of a small network was 42 % off. So it takes slower kernels there; nothing changes on
-    # others.
+    # others. Where weights have a scale per channel, they must have zero points for that (1.32).
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # What goes wrong comes as an exception as well.
     engines = []

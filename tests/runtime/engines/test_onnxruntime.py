@@ -43,12 +43,12 @@ def test_float16_that_is_turned_in_front_of_a_product_does_not_take_the_process_
 
 
 def integers(activations: type[np.generic], product: str) -> bytes:
-    """A product of 64 inputs with the largest weights there are, as quantized for this kind."""
-    shape = [64, 4] if product == "MatMul" else [4, 64, 1, 1]
+    """A product of 64 inputs with the largest weights there are, as edgekit quantizes it."""
+    shape, axis = ([64, 4], 1) if product == "MatMul" else ([4, 64, 1, 1], 0)
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "one", "nothing"], ["xq"]),
         helper.make_node("DequantizeLinear", ["xq", "one", "nothing"], ["xd"]),
-        helper.make_node("DequantizeLinear", ["weights", "one"], ["wd"]),
+        helper.make_node("DequantizeLinear", ["weights", "scales", "zeros"], ["wd"], axis=axis),
         helper.make_node(product, ["xd", "wd"], ["yd"]),
         helper.make_node("QuantizeLinear", ["yd", "coarse", "nothing"], ["yq"]),
         helper.make_node("DequantizeLinear", ["yq", "coarse", "nothing"], ["y"]),
@@ -58,6 +58,8 @@ def integers(activations: type[np.generic], product: str) -> bytes:
         "coarse": np.float32(2**14),
         "nothing": activations(0),
         "weights": np.full(shape, 127, np.int8),
+        "scales": np.ones(4, np.float32),
+        "zeros": np.zeros(4, np.int8),
     }
     space = [] if product == "MatMul" else [1, 1]
     graph = helper.make_graph(
