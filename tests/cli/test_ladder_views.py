@@ -55,6 +55,12 @@ def test_bench_keeps_a_profile_that_inspect_then_shows(cli, tiny_ladder):
         mean_ms = profile.variants[one["name"]].latency_ms.mean
         assert one["measured"]["latency_ms"]["mean"] == mean_ms
         assert f"{mean_ms:.3f}" in ended.err
+        held = read_ladder(tiny_ladder).variant(one["name"])
+        for key in ("parameters", "macs", "size_bytes", "accuracy"):
+            assert one[key] == getattr(held, key)
+        (row,) = (line for line in ended.err.splitlines() if line.split()[:1] == [one["name"]])
+        assert f"{held.parameters:,}" in row
+        assert f"{100 * held.accuracy:.2f}%" in row
     assert shown["answers"] == WIDE
     assert shown["profile"]["engine"] == "onnxruntime"
     # Of few samples in one round: who goes by the profile hears what the bench thought of it.

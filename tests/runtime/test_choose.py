@@ -360,3 +360,75 @@ def test_interference_that_comes_and_goes_is_answered(every: int) -> None:
             state, window = follow_load(policy, P95_MS, state, window), []
     assert np.mean(slow) > 0.06
     assert p95(took[1000:], len(took) - 1000) <= 1.1 * policy.target_ms
+
+
+class Device:
+    """A device on which every width takes its own times, with noise and hiccups, and memory."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = np.random.default_rng(seed)
+        speed = self.draw.uniform(0.5, 2.0)
+        self.medians_ms = speed * np.array(P95_MS) * self.draw.uniform(0.8, 1.2, 4)
+        self.sizes_bytes = np.cumsum(self.draw.integers(10**6, 10**7, 4)).tolist()
+
+    def trace(self, place: int, count: int = 4000) -> list[float]:
+        hiccups = np.where(self.draw.random(count) < 0.01, 3.0, 1.0)
+        noise = self.draw.lognormal(0.0, 0.05, count) * hiccups
+        return (self.medians_ms[place] * noise).tolist()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_a_budget_chose_by_one_trace_keeps_to_it_on_the_next(seed: int) -> None:
+    device = Device(seed)
+    profile = [p95(device.trace(place), 4000) for place in range(4)]
+    for budget_ms in np.linspace(0.8 * min(profile), 1.2 * max(profile), 20):
+        place = latency_budget(profile, budget_ms)
+        now = [p95(device.trace(one), 4000) for one in range(4)]
+        if place is not None:
+            assert now[place] <= 1.05 * budget_ms
+        assert all(one >= 0.95 * budget_ms for one in now[0 if place is None else place + 1 :])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_floor_and_the_memory_are_kept_by_the_one_that_costs_least_or_is_worth_most(
+    seed: int,
+) -> None:
+    device = Device(seed)
+    accuracies = sorted(device.draw.uniform(0.8, 1.0, 4))
+    means = [float(np.mean(device.trace(place))) for place in range(4)]
+    for floor in np.linspace(0.8, accuracies[-1], 10):
+        place = accuracy_floor(accuracies, means, floor)
+        assert place is not None and accuracies[place] >= floor
+        now = [float(np.mean(device.trace(one))) for one in range(4)]
+        reached = [one for one in range(4) if accuracies[one] >= floor]
+        assert now[place] <= 1.05 * min(now[one] for one in reached)
+    for free in range(0, 4 * 10**7, 10**6):
+        place = memory_budget(device.sizes_bytes, free)
+        fit = [one for one, size in enumerate(device.sizes_bytes) if size <= free]
+        assert place == (fit[-1] if fit else None)
+
+
+@pytest.mark.parametrize("agree", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cascade_over_a_trace_is_faster_than_the_widest_and_nearly_as_often_right(
+    seed: int, agree: bool
+) -> None:
+    device = Device(seed)
+    policy = Cascade(agree=True) if agree else Cascade((0.8, 0.7, 0.6))
+    # A width is sure of what is easier than it can do, and then right.
+    hardness = device.draw.beta(1, 4, 2000)
+    able = np.array([0.55, 0.7, 0.8, 0.9])
+    times = np.array([device.trace(place, 2000) for place in range(4)])
+    spent, right, alone = 0.0, 0, 0
+    for row, hard in enumerate(hardness):
+        told: list[int | None] = []
+        for place in range(4):
+            knows = hard < able[place]
+            told.append(0 if knows else int(device.draw.integers(1, 9)))
+            spent += times[place, row]
+            if stands(policy, 4, told, float(np.clip(0.5 + able[place] - hard, 0, 1))):
+                break
+        right += told[-1] == 0
+        alone += hard < able[-1]
+    assert spent < times[-1].sum()
+    assert right >= alone - 0.02 * len(hardness)

@@ -315,6 +315,34 @@ def test_load_goes_to_a_narrower_variant_and_back_while_it_serves(
     assert ladder.moves == 2
 
 
+def test_calls_that_a_change_overtook_do_not_count_for_the_new_variant(
+    built_ladder: Path, profile: Path, samples: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every call takes the clock ahead of the target: with four threads, some end after the change.
+    clock = Clock()
+    monkeypatch.setattr("edgekit.runtime.ladder.time", clock)
+    policy = Load(6.0, window=20, calm=2)
+    ladder = Ladder.load(built_ladder, policy=policy, profile=profile, threads=1)
+    together = threading.Barrier(4)
+    wide = ladder.chain(WIDE)
+    one = wide.one
+
+    def slow(*args: Any, **named: Any) -> Any:
+        together.wait(30)  # All four began under the old state.
+        clock.now_ns += 10_000_000
+        found = one(*args, **named)
+        together.wait(30)
+        return found
+
+    monkeypatch.setattr(wide, "one", slow)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(ladder.one, samples[:4]))
+    assert [one.variant for one in found] == [WIDE] * 4
+    # Two slow ones of twenty are enough; the other two are of the variant that was left.
+    assert (ladder.variant, ladder.moves) == (NARROW, 1)
+    assert ladder._window == []
+
+
 def test_what_does_not_fit_beside_lets_the_one_not_used_for_longest_go(
     built_ladder: Path, samples: Array
 ) -> None:
