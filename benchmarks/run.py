@@ -101,6 +101,12 @@ the bench measured. Means, with the 5th and the 95th percentile; one image of a 
 ```
 """
 
+NETWORKS = {
+    "digits": "recipes/digits/recipe.yaml",
+    "glyphs": "recipes/glyphs/recipe.yaml",
+    "resnet18": "benchmarks/resnet18/recipe.yaml",
+}
+
 GLYPHS = {
     "recipes-glyphs-recipe": "host, fp32",
     "recipes-glyphs-recipe-target.precision=int8": "host, int8 U8S8",
@@ -114,23 +120,19 @@ def main() -> None:
     """Build, measure, write the page."""
     parser = argparse.ArgumentParser(description="Measure and write docs/benchmarks.md.")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--output", type=Path, default=ROOT / "build/benchmarks")
     options = parser.parse_args()
-    digits, static = (
-        built(f"recipes/digits/{name}.yaml", options.output) for name in ("recipe", "static")
-    )
-    glyphs = built("recipes/glyphs/recipe.yaml", options.output)
-    resnet18 = built("benchmarks/resnet18/recipe.yaml", options.output)
+    chosen = {name: NETWORKS[name] for name in ("digits", *options.networks)}
+    fp32 = {name: built(recipe, options.output) for name, recipe in chosen.items()}
+    static = built("recipes/digits/static.yaml", options.output)
     unsigned, signed = ("--set", "target.precision=int8"), ("--target", "rpi4b")
     litert = ("--target", "rpi4b-litert")
     rounds = ("--rounds", options.rounds)
     rows, reports = [], []
-    for recipe, floats, beside in (
-        ("recipes/digits/recipe.yaml", digits, ("--beside", static)),
-        ("recipes/glyphs/recipe.yaml", glyphs, ()),
-        ("benchmarks/resnet18/recipe.yaml", resnet18, ()),
-    ):
+    for name, recipe in chosen.items():
+        floats, beside = fp32[name], ("--beside", static) if name == "digits" else ()
         for threads in (1, 2):
             reports.append(measured(floats, *rounds, "--threads", threads, *beside))
             rows.append(row(reports[-1], "fp32"))
@@ -155,10 +157,13 @@ def main() -> None:
     first_s, again_s = rebuilt("recipes/digits/recipe.yaml", options.output / "again")
     script = str(ROOT / "benchmarks/metrics_cost.py")
     runs = str(500 * options.rounds)
-    cost = printed(sys.executable, script, str(digits), "--threads", "1", "--runs", runs)
+    digits = str(fp32["digits"])
+    cost = printed(sys.executable, script, digits, "--threads", "1", "--runs", runs)
     searches = printed(sys.executable, str(ROOT / "benchmarks/tuning.py"))
     of_halves = str(ROOT / "benchmarks/digits_thresholds.py")
-    thresholds = printed(sys.executable, of_halves, str(digits), "--rounds", str(options.rounds))
+    thresholds = printed(
+        sys.executable, of_halves, str(fp32["digits"]), "--rounds", str(options.rounds)
+    )
     text += TAIL.format(
         remarks=remarks,
         first_s=first_s,
@@ -166,7 +171,7 @@ def main() -> None:
         cost=cost.rstrip(),
         searches=searches.rstrip(),
         thresholds=thresholds.rstrip(),
-        promised=promised([options.output / name for name in GLYPHS]),
+        promised=promised([options.output / name for name in GLYPHS if "glyphs" in chosen]),
     )
     if options.page.exists():
         # What other commands measured, on other machines as like as not.
