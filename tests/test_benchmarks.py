@@ -129,6 +129,16 @@ def test_what_other_commands_wrote_is_on_the_page(page, gpu, memory, instruction
         assert page.section_of(text, one.HEADING), one.HEADING
 
 
+def test_the_cascade_of_widths_was_measured_as_fast_as_is_promised(page, widths):
+    section = page.section_of(page.PAGE.read_text(), widths.HEADING)
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "]
+    found = {(one[0], one[1]): one for one in rows}
+    for precision in ("fp32", "int8"):
+        ladder, widest = found["ladder", precision], found["w1.0", precision]
+        assert float(ladder[4]) >= 1.5
+        assert float(ladder[3][:-1]) >= float(widest[3][:-1]) - 1
+
+
 def test_networks_that_are_not_counted_again_stay_on_the_page(instructions, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Benchmarks\n")
