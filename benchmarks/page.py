@@ -1,10 +1,24 @@
-"""Sections of docs/benchmarks.md, each written by a command of its own."""
+"""What the commands share that write docs/benchmarks.md: its sections, and how they measure."""
 
+import json
+import os
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-__all__ = ["PAGE", "section_of", "vnni", "with_section", "write_section"]
+__all__ = [
+    "PAGE",
+    "edgekit",
+    "measured",
+    "printed",
+    "section_of",
+    "vnni",
+    "with_section",
+    "write_section",
+]
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/benchmarks.md"
 
@@ -35,3 +49,23 @@ def vnni() -> str:
         return ""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return " with VNNI" if "vnni" in flags else " without VNNI"
+
+
+def measured(bundle: Path, *options: object) -> dict[str, Any]:
+    """The bench report of a bundle on the test split that it carries."""
+    report: dict[str, Any] = json.loads(edgekit("bench", bundle, *options, "--json", "-"))
+    return report
+
+
+def edgekit(*arguments: object, **environment: str) -> str:
+    """What a command prints. Each runs in a process of its own, without torch, as on a device."""
+    print("edgekit", *arguments, flush=True)
+    return printed(sys.executable, "-m", "edgekit.cli", *map(str, arguments), **environment)
+
+
+def printed(*command: str, **environment: str) -> str:
+    """What a program writes to its standard output."""
+    variables = {**os.environ, **environment}
+    return subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=variables
+    ).stdout

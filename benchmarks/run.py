@@ -7,9 +7,6 @@ measures them with `edgekit bench`. Ratios come from one run each; milliseconds 
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +18,7 @@ import gpu
 import instructions
 import memory
 import widths
-from page import PAGE, section_of, vnni, with_section
+from page import PAGE, edgekit, measured, printed, section_of, vnni, with_section
 
 from edgekit.bundle.manifest import EVIDENCE_NAME, unseal
 
@@ -222,26 +219,6 @@ def rebuilt(recipe: str, output: Path) -> tuple[float, float]:
             edgekit("build", ROOT / recipe, "--output", output, XDG_CACHE_HOME=cache)
             seconds.append(time.perf_counter() - start)
     return seconds[0], seconds[1]
-
-
-def measured(bundle: Path, *options: object) -> dict[str, Any]:
-    """The bench report of a bundle on the test split that it carries."""
-    report: dict[str, Any] = json.loads(edgekit("bench", bundle, *options, "--json", "-"))
-    return report
-
-
-def edgekit(*arguments: object, **environment: str) -> str:
-    """What a command prints. Each runs in a process of its own, without torch, as on a device."""
-    print("edgekit", *arguments, flush=True)
-    return printed(sys.executable, "-m", "edgekit.cli", *map(str, arguments), **environment)
-
-
-def printed(*command: str, **environment: str) -> str:
-    """What a program writes to its standard output."""
-    variables = {**os.environ, **environment}
-    return subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=variables
-    ).stdout
 
 
 def row(report: dict[str, Any], precision: str, floats: dict[str, Any] | None = None) -> str:

@@ -6,14 +6,11 @@ Builds recipes/digits-slimmable in FP32 and INT8, and measures both ladders with
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from page import PAGE, vnni, write_section
+from page import PAGE, edgekit, measured, vnni, write_section
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes/digits-slimmable"
@@ -44,8 +41,7 @@ def main() -> None:
         folder = options.output / precision
         how = ("--set", f"target.precision={precision}")
         edgekit("build", RECIPE, "--target", "host", "--output", folder, *how)
-        printed = edgekit("bench", folder, "--rounds", options.rounds, "--json", "-")
-        reports[precision] = json.loads(printed)
+        reports[precision] = measured(folder, "--rounds", options.rounds)
     one = reports["fp32"]
     text = HEAD.format(
         heading=HEADING,
@@ -57,12 +53,6 @@ def main() -> None:
     text += "\n".join(table(reports)) + "\n"
     write_section(options.page, text)
     print(text)
-
-
-def edgekit(*arguments: object) -> str:
-    """What a command prints. Each runs in a process of its own, without torch, as on a device."""
-    command = [sys.executable, "-m", "edgekit.cli", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def table(reports: dict[str, dict[str, Any]]) -> list[str]:

@@ -53,46 +53,31 @@ def test_searches_for_thresholds_are_timed_beside_a_plain_grid():
     assert "would take" in printed[4]
 
 
-def program(name: str):
-    """One of `benchmarks/` as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Where its dataclasses look for their annotations.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")  # Where it finds its neighbours, as a script.
-        spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def program(fixture: str, name: str | None = None):
+    """A fixture that is one of `benchmarks/` as a module, of that name if no other is given."""
+
+    @pytest.fixture(scope="module", name=fixture)
+    def module():
+        spec = importlib.util.spec_from_file_location(
+            name or fixture, ROOT / f"benchmarks/{name or fixture}.py"
+        )
+        found = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = found  # Where its dataclasses look for their annotations.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(ROOT / "benchmarks")  # Where scripts find their neighbours.
+            spec.loader.exec_module(found)
+        yield found
+        del sys.modules[spec.name]
+
+    return module
 
 
-@pytest.fixture(scope="module")
-def page():
-    yield from program("page")
-
-
-@pytest.fixture(scope="module")
-def widths():
-    yield from program("widths")
-
-
-@pytest.fixture(scope="module")
-def halves():
-    yield from program("digits_thresholds")
-
-
-@pytest.fixture(scope="module")
-def gpu():
-    yield from program("gpu")
-
-
-@pytest.fixture(scope="module")
-def memory():
-    yield from program("memory")
-
-
-@pytest.fixture(scope="module")
-def instructions():
-    yield from program("instructions")
+page_module = program("page")
+widths_module = program("widths")
+gpu_module = program("gpu")
+memory_module = program("memory")
+instructions_module = program("instructions")
+halves_module = program("halves", "digits_thresholds")
 
 
 def test_without_a_gpu_nothing_is_measured_and_the_page_stays(tmp_path):
@@ -338,7 +323,7 @@ def test_every_style_and_some_published_networks_decide_as_pytorch_does(tmp_path
 FOR_MAKE_MODELS = {f"torchvision-efficientnet-b{size}" for size in (0, 1, 3)} | {
     "torchvision-mobilenet-v2"
 }
-"""Minutes each: `make models` builds them, and other tests for LiteRT and TensorRT."""
+"""Minutes each: `make models` builds them; their families stand in tests of TensorRT, too."""
 
 
 def all_styles() -> list[str]:

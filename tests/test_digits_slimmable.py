@@ -147,7 +147,7 @@ def test_the_widths_in_one_bundle_are_what_pytorch_says_at_each(
     names = tuple(f"w{width}" for width in widths)
     recipe = load_recipe(str(FOLDER / "recipe.yaml"))
     plan = LadderPlan(recipe, load_target(target, {"precision": precision}), only=names)
-    build_ladder(plan, tmp_path / "out")
+    built = build_ladder(plan, tmp_path / "out")
     document = read_ladder(tmp_path / "out")
     assert document.names == names
     (network, splits), exact = digits, precision == "fp32"
@@ -165,6 +165,8 @@ def test_the_widths_in_one_bundle_are_what_pytorch_says_at_each(
             if exact:
                 assert [one.class_index for one in said] == classes.tolist()
                 assert [one.exit for one in said] == [EXITS[depth] for depth in left]
+                checks = built.variants[name].evidence["checks"]
+                assert max(one["max_relative_error"] for one in checks) < 1e-4
                 set_width(network, width)
                 expected = network(splits["test"][0])
                 for logits, one in zip(chain.logits(inputs).values(), expected, strict=True):

@@ -347,6 +347,15 @@ def test_a_repository_that_reads_its_setting_at_import_is_imported_anew_for_each
     assert "ours" not in sys.modules
 
 
+def test_a_variant_may_have_an_input_of_another_size(recipe):
+    overrides = {"w0.25": {"input.shape": [1, 6, 6], "input.image.resize": [6, 6]}}
+    plan = planned(recipe, variants__overrides=overrides)
+    shapes = {name: one.recipe.input.shape for name, one in plan.plans.items()}
+    assert shapes == {"w1.0": (1, 8, 8), "w0.25": (1, 6, 6)}
+    segments, _ = pipeline.inspect(plan.plans["w0.25"].recipe, HOST)
+    assert segments.whole.macs < 6 * 6 * 4 * 9 * 10
+
+
 STAGES_MODEL = """
 from functools import partial
 

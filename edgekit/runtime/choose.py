@@ -77,12 +77,15 @@ def p95(latencies_ms: Sequence[float], window: int) -> float:
     The least of them that 95 % of the window do not exceed. Those not yet known count as faster: of
     a window that is not full it is the least that it can be. More than a twentieth must be known.
     """
-    return sorted(latencies_ms)[_rank(window) - window - 1]
+    return sorted(latencies_ms)[-_ending(window)]
 
 
-def _rank(count: int) -> int:
-    """How many of so many are 95 % of them at least. In integers: 0.95 is no binary fraction."""
-    return -(-95 * count // 100)
+def _ending(window: int) -> int:
+    """So many samples over a limit put a window's 95th percentile over it: more than a twentieth.
+
+    In integers: 0.95 is no binary fraction.
+    """
+    return window // 20 + 1
 
 
 def paying(p95_ms: Sequence[float]) -> list[int]:
@@ -120,7 +123,7 @@ def closes(policy: Load, samples: int, over: int) -> bool:
     target whatever follows: a load that doubles is answered after a twentieth of a window, and yet
     a window can be long enough for a few hiccups to count for nothing.
     """
-    return samples >= policy.window or over > policy.window - _rank(policy.window)
+    return samples >= policy.window or over >= _ending(policy.window)
 
 
 def follow_load(
@@ -144,7 +147,7 @@ def follow_load(
     settings = adapt.Settings(costs, window=1, step=len(places), hysteresis=policy.margin)
     # Of a window that ended early the least it can be: a hiccup in it leads to nothing too narrow.
     seen_ms = p95(latencies_ms, policy.window)
-    last_ms = sorted(latencies_ms[_rank(policy.window) - policy.window - 1 :])
+    last_ms = sorted(latencies_ms[-_ending(policy.window) :])
     slow = sum(one > policy.target_ms for one in last_ms)
     rose = seen_ms > policy.target_ms and 2 * slow > len(last_ms)
     if rose:

@@ -71,7 +71,7 @@ def demand_constant(module: fx.GraphModule) -> None:
 
     In a network that holds several settings such a weight is all of them.
     """
-    made, constant = _weights_only(module.graph), _constants(module)
+    made = _weights_only(module.graph)
     for node in module.graph.nodes:
         at = _WEIGHT_AT.get(node.target)
         if at is not None and (weight := node.args[at]).op != "get_attr" and _sources(weight):
@@ -85,7 +85,7 @@ def demand_constant(module: fx.GraphModule) -> None:
             why = (
                 "how much depends on the input's size, or is drawn at random; let the setting "
                 "alone decide"
-                if node not in constant
+                if node not in _constants(module)
                 else "what comes of it is larger than the weight, so it is computed each time; "
                 "make it a buffer of the network"
             )
